@@ -1,0 +1,1 @@
+"""What people touch: commands, terminal, pages. Only here is anything printed."""

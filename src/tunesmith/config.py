@@ -1,0 +1,143 @@
+"""Every setting of a training run, declared once: flags, recipes, forms and docs derive from it."""
+
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from tunesmith.errors import UsageError
+from tunesmith.language import t
+
+
+def setting(
+    default: Any, help: str, *, group: str, low: float | None = None, high: float | None = None
+) -> Any:
+    """A dataclass field with its help text, its group on the page, and inclusive bounds."""
+    return field(default=default, metadata={"help": help, "group": group, "low": low, "high": high})
+
+
+InitLora = Literal["default", "gaussian", "orthogonal", "pissa", "olora"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """What `train` needs to know. `None` means: chosen for the model and machine, and shown."""
+
+    model: str = setting(
+        "smollm2-135m",
+        "Base model: a catalog name, hf:owner/name, modelscope:owner/name, "
+        "a folder, or a .gguf file.",
+        group="basic",
+    )
+    data: tuple[Path, ...] = setting(
+        (), "Training files: JSON, JSONL, CSV or Parquet.", group="basic"
+    )
+    out: Path | None = setting(None, "Run folder. Default: runs/ and a new name.", group="basic")
+    epochs: float = setting(3.0, "Passes over the data.", group="basic", low=0.01, high=1000)
+    learning_rate: float | None = setting(
+        None,
+        "Peak learning rate. Default: by model size, 1e-3 for 135M to 2e-4 for 7B.",
+        group="basic",
+        low=0.0,
+        high=1.0,
+    )
+    lora_r: int = setting(8, "Rank of the LoRA matrices.", group="basic", low=1, high=1024)
+
+    eval_data: tuple[Path, ...] = setting(
+        (), "Held-out files. Default: a share of the training data.", group="data"
+    )
+    holdout: float = setting(
+        0.05, "Share of the training rows held out for evaluation.", group="data", low=0.0, high=0.5
+    )
+    system: str | None = setting(
+        None, "System prompt for conversations that have none.", group="data"
+    )
+    max_length: int = setting(
+        2048,
+        "Longest sample in tokens; what lies beyond is cut and counted.",
+        group="data",
+        low=8,
+        high=1_000_000,
+    )
+    replay: int = setting(
+        64,
+        "Neutral questions, with the base model's own answers, mixed in so that it forgets less.",
+        group="data",
+        low=0,
+        high=10_000,
+    )
+
+    lora_alpha: float = setting(16, "LoRA scale: alpha / r.", group="lora", low=0.0, high=10_000)
+    lora_dropout: float = setting(0.0, "Dropout before LoRA.", group="lora", low=0.0, high=0.9)
+    lora_targets: tuple[str, ...] = setting(
+        ("all-linear",), "Module names LoRA is put on, or all-linear.", group="lora"
+    )
+    use_rslora: bool = setting(False, "Scale by alpha / sqrt(r) (rsLoRA).", group="lora")
+    use_dora: bool = setting(False, "Train a magnitude beside the direction (DoRA).", group="lora")
+    init_lora: InitLora = setting("default", "How the LoRA matrices start.", group="lora")
+
+    batch_size: int = setting(16, "Samples in an optimizer step.", group="optimizer", low=1)
+    micro_batch_size: int | None = setting(
+        None,
+        "Samples in one forward pass. Default: the whole step, less if memory runs out.",
+        group="optimizer",
+        low=1,
+    )
+    max_steps: int | None = setting(
+        None, "Stop after this many optimizer steps.", group="optimizer", low=1
+    )
+    scheduler: Literal["cosine", "linear", "constant"] = setting(
+        "cosine", "How the learning rate falls after warm-up.", group="optimizer"
+    )
+    warmup_steps: int = setting(
+        5, "Steps in which the learning rate rises.", group="optimizer", low=0
+    )
+    weight_decay: float = setting(0.0, "AdamW weight decay.", group="optimizer", low=0.0, high=1.0)
+    max_grad_norm: float = setting(
+        1.0, "Gradients are clipped to this norm; 0 leaves them.", group="optimizer", low=0.0
+    )
+    seed: int = setting(42, "Seed of order, initialisation and dropout.", group="optimizer", low=0)
+
+    eval_every: int | None = setting(
+        None, "Evaluate every so many steps. Default: ten times a run.", group="run", low=1
+    )
+    save_every: int | None = setting(
+        None, "Checkpoint every so many steps. Default: with each evaluation.", group="run", low=1
+    )
+    patience: int | None = setting(
+        None, "Stop after this many evaluations without a better held-out loss.", group="run", low=1
+    )
+
+    device: Literal["auto", "cpu", "cuda", "mps"] = setting(
+        "auto", "Where to train.", group="machine"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
+        "auto", "Arithmetic of the base model; LoRA weights stay in float32.", group="machine"
+    )
+    gradient_checkpointing: bool | None = setting(
+        None, "Recompute activations to save memory. Default: on a GPU from 3B up.", group="machine"
+    )
+
+    def __post_init__(self) -> None:
+        for item in fields(self):
+            _check_bounds(item, getattr(self, item.name))
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting: `learning_rate` → `--learning-rate`."""
+    return "--" + name.replace("_", "-")
+
+
+def _check_bounds(item: "Field[Any]", value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    low, high = item.metadata["low"], item.metadata["high"]
+    if (low is not None and not value >= low) or (high is not None and not value <= high):
+        bounds = " … ".join("" if bound is None else f"{bound:g}" for bound in (low, high))
+        raise UsageError(
+            t(
+                "{flag} {value} is out of range; allowed: {bounds}.",
+                flag=flag(item.name),
+                value=value,
+                bounds=bounds.strip(),
+            )
+        )

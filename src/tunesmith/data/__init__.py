@@ -1,0 +1,1 @@
+"""From files to token ids and a mask: read, check, render, pack."""

@@ -1,0 +1,1 @@
+"""Engines turn token ids into token ids: llama.cpp, and transformers as the reference."""

@@ -1,0 +1,1 @@
+"""Model files: find them, fetch them, prove them, load them."""

@@ -1,0 +1,92 @@
+"""What `train()` yields. Terminal, page, trackers and tests consume the same events."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What is about to happen, before any weight moves."""
+
+    samples: int
+    held_out: int
+    replay: int
+    tokens: int
+    trained_tokens: int
+    cut: int
+    steps: int
+    learning_rate: float
+    trainable_parameters: int
+    total_parameters: int
+    device: str
+    dtype: str
+
+
+@dataclass(frozen=True)
+class Started:
+    """The first step is next; `resumed_from` is the checkpoint's step, 0 for a fresh run."""
+
+    resumed_from: int
+    notices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimizer step. `loss` is nats per trained token; `memory` the process's peak bytes."""
+
+    step: int
+    steps: int
+    loss: float
+    learning_rate: float
+    grad_norm: float
+    tokens: int
+    unique_tokens: int
+    seconds: float
+    memory: int
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """Held-out loss in nats per trained token; `best` says whether no earlier one was lower."""
+
+    step: int
+    loss: float
+    best: bool
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A checkpoint that verified."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Shrunk:
+    """Memory ran out: the step is done again in smaller pieces, the same effective batch."""
+
+    step: int
+    micro_batch_size: int
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The adapter of the best checkpoint lies at `adapter`."""
+
+    step: int
+    adapter: Path
+    loss: float | None
+    stopped_early: bool
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Training ended without finishing; `checkpoint` is where it can go on from."""
+
+    step: int
+    reason: str
+    checkpoint: Path | None
+
+
+Event = Planned | Started | Step | Evaluated | Saved | Shrunk | Finished | Failed
