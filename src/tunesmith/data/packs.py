@@ -1,0 +1,138 @@
+"""Packs: the samples of a step as one structure in which equal work is done once.
+
+Samples that begin alike form a prefix tree. Each node's tokens appear once in the pack, and the
+node attends to its own tokens and those on its path from the root. A plain batch is the special
+case in which nothing is shared.
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+# A node shorter than this costs more in attention calls than its tokens are worth.
+MIN_SHARED = 8
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Token ids, and for each whether the model is trained to say it."""
+
+    input_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+    @property
+    def trained_tokens(self) -> int:
+        """How many tokens carry loss; the first token has no context to be predicted from."""
+        return sum(self.trained[1:])
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One run of queries, `tokens[start:stop]`, and the key ranges they see.
+
+    `keys` are the ranges on the path from the root, the segment's own last; within its own range
+    a query sees up to itself.
+    """
+
+    start: int
+    stop: int
+    keys: tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Pack:
+    """What one forward pass computes.
+
+    `tokens` and `positions` have length U, the number of unique tokens. `targets` are triples
+    (index into tokens, id to be said next, weight): a token shared by n samples weighs n, and a
+    token where samples part has several targets. `real_tokens` counts the samples' tokens as if
+    nothing were shared.
+    """
+
+    tokens: tuple[int, ...]
+    positions: tuple[int, ...]
+    segments: tuple[Segment, ...]
+    targets: tuple[tuple[int, int, float], ...]
+    real_tokens: int
+
+    @property
+    def weight(self) -> float:
+        """Sum of the target weights: the number of trained tokens."""
+        return sum(weight for _, _, weight in self.targets)
+
+
+def pack(samples: Sequence[Sample], *, share: bool = True) -> Pack:
+    """Pack samples, sharing equal prefixes unless `share` is off. Deterministic.
+
+    Raises:
+        ValueError: There are no samples, or one is empty.
+    """
+    if not samples or not all(sample.input_ids for sample in samples):
+        raise ValueError("a pack needs samples, and each at least one token")
+    builder = _Builder()
+    groups = [sorted(samples, key=_order)] if share else [[sample] for sample in samples]
+    for group in groups:
+        builder.grow(group, 0, ())
+    targets = tuple((index, target, float(n)) for (index, target), n in builder.targets.items())
+    return Pack(
+        tokens=tuple(builder.tokens),
+        positions=tuple(builder.positions),
+        segments=tuple(builder.segments),
+        targets=targets,
+        real_tokens=sum(len(sample.input_ids) for sample in samples),
+    )
+
+
+class _Builder:
+    """Walks the prefix tree depth first and lays its nodes out one behind another."""
+
+    def __init__(self) -> None:
+        self.tokens: list[int] = []
+        self.positions: list[int] = []
+        self.segments: list[Segment] = []
+        self.targets: Counter[tuple[int, int]] = Counter()
+
+    def grow(self, group: list[Sample], depth: int, path: tuple[tuple[int, int], ...]) -> None:
+        """Lay out what the sorted `group` holds beyond `depth`, below the ranges in `path`."""
+        common = _common_length(group[0], group[-1])
+        all_equal = common == len(group[-1].input_ids)
+        if all_equal or common - depth >= MIN_SHARED:
+            path = (*path, self._emit(group, depth, common, path))
+            depth = common
+        if not all_equal:
+            for branch in _branches(group, common):
+                if len(branch[0].input_ids) > depth:
+                    self.grow(branch, depth, path)
+
+    def _emit(
+        self, group: list[Sample], depth: int, stop: int, path: tuple[tuple[int, int], ...]
+    ) -> tuple[int, int]:
+        start = len(self.tokens)
+        own = (start, start + stop - depth)
+        self.tokens += group[0].input_ids[depth:stop]
+        self.positions += range(depth, stop)
+        self.segments.append(Segment(*own, keys=(*path, own)))
+        for sample in group:
+            last = min(stop, len(sample.input_ids) - 1)
+            for position in range(depth, last):
+                if sample.trained[position + 1]:
+                    self.targets[start + position - depth, sample.input_ids[position + 1]] += 1
+        return own
+
+
+def _order(sample: Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:
+    return sample.input_ids, sample.trained
+
+
+def _common_length(first: Sample, last: Sample) -> int:
+    """Length of the common prefix; of a sorted group's ends, that is the whole group's."""
+    pairs = zip(first.input_ids, last.input_ids, strict=False)
+    limit = min(len(first.input_ids), len(last.input_ids))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), limit)
+
+
+def _branches(group: list[Sample], depth: int) -> Iterator[list[Sample]]:
+    """Split a sorted group by the token at `depth`; samples that end there come first."""
+    for _, branch in groupby(group, key=lambda sample: sample.input_ids[depth : depth + 1]):
+        yield list(branch)

@@ -1,0 +1,254 @@
+"""Run folders. This module alone knows their layout and writes into them.
+
+runs/NAME/
+  config.toml      the settings, loadable as a recipe
+  data.json        fingerprints and counts of what was trained on
+  replay.jsonl     the base model's own answers that were mixed in
+  held_out.jsonl   rows kept from training
+  metrics.jsonl    one event a line
+  adapter/         what PEFT loads, and tunesmith.json
+  checkpoints/     step-000040/ …, each with a manifest.json written last
+"""
+
+import fcntl
+import json
+import os
+import tomllib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import tomli_w
+
+from tunesmith import paths
+from tunesmith.config import TrainSettings, flag
+from tunesmith.errors import RunError, UsageError
+from tunesmith.language import t
+
+# These say where and in what pieces the work is done, not what is computed.
+FREE_TO_CHANGE = frozenset({"out", "micro_batch_size", "device", "gradient_checkpointing"})
+
+
+@dataclass(frozen=True)
+class Run:
+    """A folder that `train` made, or is making."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def adapter(self) -> Path:
+        """The finished adapter's folder; it exists once training has finished."""
+        return self.path / "adapter"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def metrics(self) -> Path:
+        """Events, one JSON object a line."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def replay(self) -> Path:
+        """The base model's own answers that are mixed in."""
+        return self.path / "replay.jsonl"
+
+    @property
+    def held_out(self) -> Path:
+        """Rows kept from training, as messages JSONL."""
+        return self.path / "held_out.jsonl"
+
+    @property
+    def settings(self) -> TrainSettings:
+        """The settings the run was made with.
+
+        Raises:
+            RunError: `config.toml` is missing or broken.
+        """
+        file = self.path / "config.toml"
+        try:
+            return settings_from(tomllib.loads(file.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise RunError(
+                t("{file} cannot be read ({error}); train into a new folder.",
+                  file=file, error=error)
+            ) from None  # fmt: skip
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """`data.json`: fingerprints and counts.
+
+        Raises:
+            RunError: The file is missing or broken.
+        """
+        return read_json(self.path / "data.json")
+
+    def write_data(self, data: Mapping[str, Any]) -> None:
+        """Write `data.json`."""
+        text = json.dumps(data, ensure_ascii=False, indent=2)
+        paths.write_atomic(self.path / "data.json", text + "\n")
+
+    def record(self, event: object) -> None:
+        """Append an event to `metrics.jsonl`."""
+        line = {"event": type(event).__name__} | asdict(event)  # type: ignore[call-overload]
+        with self.metrics.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """What `metrics.jsonl` holds; a last line cut off by a crash is left out."""
+        if not self.metrics.exists():
+            return []
+        whole = [line for line in self.metrics.read_text("utf-8").split("\n")[:-1] if line]
+        return [json.loads(line) for line in whole]
+
+    def rewind(self, step: int) -> None:
+        """Forget events after `step`, which a resumed run will meet again."""
+        kept = [line for line in self.events() if line.get("step", 0) <= step]
+        text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+        paths.write_atomic(self.metrics, text)
+
+    @contextmanager
+    def lock(self) -> Iterator[None]:
+        """Hold the run for this process. The system frees it when the process ends, however.
+
+        Raises:
+            RunError: Another process is training in this folder.
+        """
+        with (self.path / ".lock").open("a+", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                raise RunError(
+                    t("{path} is being trained by process {pid}; wait for it, or use another "
+                      "--out.", path=self.path, pid=file.read().strip() or "?")
+                ) from None  # fmt: skip
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            yield
+
+
+def create(settings: TrainSettings) -> Run:
+    """Make the folder of a new run and write its settings.
+
+    Raises:
+        RunError: The folder exists and is not empty.
+    """
+    path = settings.out or _new_path()
+    if path.exists() and any(path.iterdir()):
+        raise RunError(
+            t("{path} exists already; add --resume to go on with it, or choose another --out.",
+              path=path)
+        )  # fmt: skip
+    path.mkdir(parents=True, exist_ok=True)
+    paths.write_atomic(path / "config.toml", tomli_w.dumps(settings_to(settings)))
+    return Run(path)
+
+
+def find(name: str | Path) -> Run:
+    """The run of this name under `runs/`, or at this path.
+
+    Raises:
+        RunError: There is none; the message lists those there are.
+    """
+    for path in (Path(name), paths.runs_dir() / name):
+        if (path / "config.toml").is_file():
+            return Run(path)
+    here = ", ".join(run.name for run in every()) or t("none yet")
+    raise RunError(t("No run at {name}; runs here: {here}.", name=name, here=here))
+
+
+def is_run(name: str | Path) -> bool:
+    """Whether `find(name)` would find a run."""
+    return any((path / "config.toml").is_file() for path in (Path(name), paths.runs_dir() / name))
+
+
+def every() -> list[Run]:
+    """All runs under `runs/`, by name."""
+    return [Run(file.parent) for file in sorted(paths.runs_dir().glob("*/config.toml"))]
+
+
+def require_same(run: Run, settings: TrainSettings) -> None:
+    """Refuse to resume a run with other settings than it began with.
+
+    Raises:
+        RunError: The difference, setting by setting.
+    """
+    before, now = settings_to(run.settings), settings_to(settings)
+    changed = [
+        f"{flag(name)} {before.get(name)} → {now.get(name)}"
+        for name in sorted(before.keys() | now.keys())
+        if name not in FREE_TO_CHANGE and before.get(name) != now.get(name)
+    ]
+    if changed:
+        raise RunError(
+            t("{path} was begun with other settings ({changed}); resume it with its own, or "
+              "train into a new folder.", path=run.path, changed="; ".join(changed))
+        )  # fmt: skip
+
+
+def settings_to(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as a TOML table; what is `None` is left out."""
+    plain = {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
+def settings_from(table: Mapping[str, Any]) -> TrainSettings:
+    """The inverse of `settings_to`.
+
+    Raises:
+        UsageError: A key is not a setting.
+    """
+    kinds = {item.name: str(item.type) for item in fields(TrainSettings)}
+    unknown = sorted(table.keys() - kinds.keys())
+    if unknown:
+        raise UsageError(t("{names}: no such setting.", names=", ".join(unknown)))
+    return TrainSettings(**{name: _typed(kinds[name], value) for name, value in table.items()})
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """A JSON object from a file of a run.
+
+    Raises:
+        RunError: The file is missing or broken.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise RunError(t("{file} cannot be read ({error}).", file=file, error=error)) from None
+    if not isinstance(content, dict):
+        raise RunError(t("{file} does not hold a JSON object.", file=file))
+    return content
+
+
+def _new_path() -> Path:
+    number = 1
+    while (path := paths.runs_dir() / f"run-{number:03d}").exists():
+        number += 1
+    return path
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _typed(kind: str, value: Any) -> Any:
+    if isinstance(value, list):
+        value = tuple(value)
+    if "Path" not in kind or value is None:
+        return value
+    return tuple(Path(item) for item in value) if isinstance(value, tuple) else Path(value)
