@@ -1,0 +1,25 @@
+"""Fixtures every test may use: an isolated home, and the one real model."""
+
+from pathlib import Path
+
+import pytest
+
+from tunesmith.models.store import LocalModel
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home of this test's own: no model is there, nothing is left behind."""
+    folder = tmp_path / "home"
+    monkeypatch.setenv("TUNESMITH_HOME", str(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> LocalModel:
+    """SmolLM2-135M-Instruct as GGUF, pulled for real, once, into the user's own home."""
+    from tunesmith.models.hub import Ready, pull
+
+    *_, last = pull("smollm2-135m")
+    assert isinstance(last, Ready)
+    return last.model
