@@ -1,0 +1,244 @@
+"""Text to token ids and back, by the model's own tokenizer, without torch or transformers."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer
+
+from tunesmith.errors import ModelError
+from tunesmith.language import t
+from tunesmith.models.cache import made_once
+from tunesmith.models.headers import gguf_header
+from tunesmith.models.quiet import quiet
+from tunesmith.models.store import LocalModel
+from tunesmith.paths import cache_dir
+
+MAX_TEMPLATE = 1_000_000  # characters; the longest real ones have about 30,000
+
+# GGUF pre-tokenizers that cut off every digit before GPT-2's rule applies (llama.cpp's llama-vocab).
+# transformers does not know them: the break before "1." would become other tokens than in training.
+_SINGLE_DIGITS = frozenset(
+    ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
+)
+
+
+class ChatTokenizer:
+    """A tokenizer and the chat template that came with it.
+
+    Attributes:
+        chat_template: The Jinja source, or None if the model has none.
+        bos_token, eos_token: As the model's files name them, or None.
+        special_tokens: Every control token's text and id, such as `<|im_end|>`.
+    """
+
+    def __init__(self, file: Path, config: Mapping[str, Any], chat_template: str | None) -> None:
+        self.chat_template = chat_template
+        self.bos_token = _token_text(config.get("bos_token"))
+        self.eos_token = _token_text(config.get("eos_token"))
+        self._file = file
+        self._tokenizer = _read_tokenizer(file)
+        added = self._tokenizer.get_added_tokens_decoder()
+        special = {id: token for id, token in added.items() if token.special}
+        self.special_tokens = {token.content: id for id, token in special.items()}
+        self._special_text = _pattern(special.values())
+
+    @property
+    def eos_token_id(self) -> int | None:
+        """The id of `eos_token`, if the model names one."""
+        return None if self.eos_token is None else self._tokenizer.token_to_id(self.eos_token)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        size: int = self._tokenizer.get_vocab_size()
+        return size
+
+    def encode(self, text: str, *, special: bool = True) -> list[int]:
+        """The ids of `text`; nothing is added before or after it.
+
+        With `special=False` the text of a control token, say a user's `<|im_end|>`, is encoded as
+        the plain characters it is made of.
+        """
+        plain = not special and self._special_text.search(text) is not None
+        tokenizer = self._plain_tokenizer if plain else self._tokenizer
+        ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
+        """The text of `ids`, control tokens left out unless `skip_special` is False."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special)
+        return text
+
+    def stream(self) -> "TokenStream":
+        """A decoder for ids that arrive one at a time."""
+        return TokenStream(self)
+
+    @cached_property
+    def _plain_tokenizer(self) -> Tokenizer:
+        # A second object, because a flag flipped on a shared one would reach other threads.
+        tokenizer = _read_tokenizer(self._file)
+        tokenizer.encode_special_tokens = True
+        return tokenizer
+
+
+class TokenStream:
+    """Decodes ids as they arrive; the pieces join to what decoding them all at once gives.
+
+    A character split over several tokens is held back until it is whole.
+    """
+
+    def __init__(self, tokenizer: ChatTokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._read = 0  # how many of `_ids` were returned as text already
+        self._said = ""  # that text
+
+    def push(self, id: int) -> str:
+        """The text that `id` completes; empty while a character is not whole."""
+        self._ids.append(id)
+        text = self._tokenizer.decode(self._ids)
+        if text.endswith("\ufffd") or text == self._said:
+            return ""
+        new = text[len(self._said) :]
+        # This piece stays as context: decoders treat the first token of a text differently.
+        self._ids = self._ids[self._read :]
+        self._read, self._said = len(self._ids), self._tokenizer.decode(self._ids)
+        return new
+
+    def finish(self) -> str:
+        """The rest: what an unfinished character decodes to, if the ids end within one."""
+        rest = self._tokenizer.decode(self._ids)[len(self._said) :]
+        self._ids, self._read, self._said = [], 0, ""
+        return rest
+
+
+def load_tokenizer(model: LocalModel) -> ChatTokenizer:
+    """The tokenizer of a model on this machine.
+
+    One that comes in a GGUF, or in another form than `tokenizer.json`, is converted by transformers
+    on first use and kept in the cache.
+
+    Raises:
+        ModelError: The tokenizer is missing, unreadable, or carries an absurd chat template.
+    """
+    folder = model.path
+    if model.is_gguf or not (folder / "tokenizer.json").is_file():
+        target = cache_dir() / "tokenizers" / model.sha256
+        folder = made_once(target, lambda part: _convert(model, part))
+    config = _read_config(folder)
+    return ChatTokenizer(folder / "tokenizer.json", config, _read_template(folder, config))
+
+
+def _convert(model: LocalModel, folder: Path) -> None:
+    with quiet():
+        from transformers import AutoTokenizer
+
+        source = model.path.parent if model.is_gguf else model.path
+        more = {"gguf_file": model.path.name} if model.is_gguf else {}
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, **more)
+        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+            raise ModelError(
+                t(
+                    "{path} holds no tokenizer that can be read: {reason}",
+                    path=model.path,
+                    reason=error,
+                )
+            ) from error
+        tokenizer.save_pretrained(folder)
+    if (
+        model.is_gguf
+        and gguf_header(model.path).metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS
+    ):
+        _split_digits(folder / "tokenizer.json")
+
+
+def _split_digits(file: Path) -> None:
+    from tokenizers import pre_tokenizers
+
+    tokenizer = Tokenizer.from_file(str(file))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    tokenizer.save(str(file))
+
+
+def _read_tokenizer(file: Path) -> Tokenizer:
+    try:
+        tokenizer = Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises bare Exception
+        raise ModelError(
+            t(
+                "{path} is not a tokenizer: {reason}. Download the model again.",
+                path=file,
+                reason=error,
+            )
+        ) from error
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def _pattern(special: Iterable[Any]) -> re.Pattern[str]:
+    """Finds text that may hold a control token; one matched after normalising may be anywhere."""
+    tokens = list(special)
+    if any(token.normalized for token in tokens):
+        return re.compile("")
+    return re.compile("|".join(re.escape(token.content) for token in tokens) or r"(?!)")
+
+
+def _token_text(entry: Any) -> str | None:
+    text = entry.get("content") if isinstance(entry, dict) else entry
+    return text if isinstance(text, str) else None
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    older = _read_json(folder / "special_tokens_map.json")
+    return older | _read_json(folder / "tokenizer_config.json")
+
+
+def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
+    file = folder / "chat_template.jinja"
+    template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
+    template = template or config.get("chat_template")
+    template = template or _read_json(folder / "chat_template.json").get("chat_template")
+    if isinstance(template, list):  # named templates: [{"name": "default", "template": "…"}, …]
+        template = {entry["name"]: entry["template"] for entry in template}
+    if isinstance(template, dict):
+        template = template.get("default")
+    if not isinstance(template, str):
+        return None
+    if len(template) > MAX_TEMPLATE:
+        raise ModelError(
+            t(
+                "The chat template in {path} has {size} characters; more than {limit} is refused. "
+                "Use another copy of this model.",
+                path=folder,
+                size=len(template),
+                limit=MAX_TEMPLATE,
+            )
+        )
+    return template
+
+
+def _read_json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        return {}
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(
+            t(
+                "{path} is not valid JSON: {reason}. Download the model again.",
+                path=file,
+                reason=error,
+            )
+        ) from error
+    return content if isinstance(content, dict) else {}
