@@ -15,6 +15,7 @@ class Message:
     content: str
     tool_calls: tuple[dict[str, Any], ...] = ()
     name: str | None = None
+    tool_call_id: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The OpenAI form, which chat templates take."""
@@ -23,6 +24,8 @@ class Message:
             plain["tool_calls"] = list(self.tool_calls)
         if self.name is not None:
             plain["name"] = self.name
+        if self.tool_call_id is not None:
+            plain["tool_call_id"] = self.tool_call_id
         return plain
 
 
@@ -59,3 +62,12 @@ class Conversation:
         """The system prompt, if the conversation opens with one."""
         first = self.messages[0] if self.messages else None
         return first.content if first is not None and first.role == "system" else None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The row as one line of messages JSONL holds it."""
+        row: dict[str, Any] = {"messages": [message.as_dict() for message in self.messages]}
+        if self.tools:
+            row["tools"] = list(self.tools)
+        if self.identity is not None:
+            row["identity"] = {"name": self.identity.name, "author": self.identity.author}
+        return row

@@ -1,0 +1,149 @@
+"""Training files become conversations: JSON, JSONL, CSV and Parquet, told apart by content."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from tunesmith.data.findings import Finding, RowError
+from tunesmith.data.forms import Parsed, parse_row
+from tunesmith.data.json_rows import BOM, Row, document_rows, line_rows
+from tunesmith.data.messages import Conversation, Place
+from tunesmith.data.table_rows import csv_rows, delimiter_of, parquet_rows
+from tunesmith.errors import UsageError
+from tunesmith.language import t
+
+_HEAD_BYTES = 64 * 1024
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_LINE_SUFFIXES = {".jsonl", ".ndjson"}
+
+RowReader = Callable[[Path], Iterator[Row | Finding]]
+
+
+def read(files: Sequence[Path]) -> Iterator[Conversation | Finding]:
+    """Every row of the files in order: a conversation, or a finding where it cannot be read.
+
+    Lines and tables are streamed; a JSON array is held as text while it is read.
+
+    Raises:
+        UsageError: A file is missing, is a folder, or may not be opened.
+    """
+    return (item.conversation if isinstance(item, Parsed) else item for item in parsed_rows(files))
+
+
+def parsed_rows(files: Sequence[Path]) -> Iterator[Parsed | Finding]:
+    """Like `read`, each conversation with the fields its messages were read from."""
+    for file in files:
+        _require_file(file)
+    return (item for file in files for item in _file_rows(file))
+
+
+def _file_rows(file: Path) -> Iterator[Parsed | Finding]:
+    unused_seen: set[str] = set()
+    is_empty = True
+    for item in _raw_rows(file):
+        if isinstance(item, Finding):
+            is_empty &= not item.is_error
+            yield item
+            continue
+        is_empty = False
+        try:
+            parsed = parse_row(item.value, item.place)
+        except RowError as error:
+            yield error.at(item.place)
+            continue
+        yield from _unused(parsed, item.place, unused_seen)
+        yield parsed
+    if is_empty:
+        yield RowError(
+            "empty-file", None, t("the file holds no rows."), t("Leave it out, or add rows.")
+        ).at(Place(file, 1))
+
+
+def _raw_rows(file: Path) -> Iterator[Row | Finding]:
+    with file.open("rb") as stream:
+        head = stream.read(_HEAD_BYTES)
+    if head.startswith(BOM):
+        yield _byte_order_mark(file)
+    reader = _reader(file, head)
+    if isinstance(reader, Finding):
+        yield reader
+    else:
+        yield from reader(file)
+
+
+def _reader(file: Path, head: bytes) -> RowReader | Finding:
+    if head.startswith(b"PAR1"):
+        return parquet_rows
+    if head.startswith(_UTF16):
+        return RowError(
+            "encoding", None, t("this is UTF-16, not UTF-8."), t("Save the file as UTF-8.")
+        ).at(Place(file, 1))
+    text = head.removeprefix(BOM).lstrip()
+    reader = None if b"\0" in head else _text_reader(file, text)
+    return reader or _unsupported(file)
+
+
+def _text_reader(file: Path, text: bytes) -> RowReader | None:
+    first_line = text.partition(b"\n")[0].strip()
+    if text.startswith(b"["):
+        return document_rows
+    if text.startswith(b"{"):
+        return line_rows if _opens_lines(file, first_line) else document_rows
+    if file.suffix in {".csv", ".tsv"} or delimiter_of(first_line.decode(errors="replace")):
+        return csv_rows
+    return line_rows if not text or file.suffix in _LINE_SUFFIXES | {".json"} else None
+
+
+def _opens_lines(file: Path, first_line: bytes) -> bool:
+    """Whether each line is a row of its own, rather than part of an indented object."""
+    if first_line == b"{":
+        return False
+    return first_line.endswith(b"}") or file.suffix in _LINE_SUFFIXES
+
+
+def _unused(parsed: Parsed, place: Place, seen: set[str]) -> Iterator[Finding]:
+    for name in parsed.unused:
+        if name not in seen:
+            seen.add(name)
+            yield Finding(
+                "unused-field",
+                place,
+                name,
+                t("the field is not used, here and in later rows."),
+                t("Check its spelling, or leave it if it is only a note."),
+                "warning",
+            )
+
+
+def _byte_order_mark(file: Path) -> Finding:
+    return Finding(
+        "byte-order-mark",
+        Place(file, 1),
+        None,
+        t("the file starts with a byte order mark; it is ignored."),
+        t("Save as UTF-8 without BOM to be rid of this note."),
+        "warning",
+    )
+
+
+def _unsupported(file: Path) -> Finding:
+    return RowError(
+        "unsupported-file",
+        None,
+        t("this is not JSON, JSONL, CSV or Parquet."),
+        t("Save it as one of the four; a CSV file needs a first line that names its fields."),
+    ).at(Place(file, 1))
+
+
+def _require_file(file: Path) -> None:
+    if file.is_dir():
+        raise UsageError(
+            t("{path} is a folder; name the files in it, such as {path}/*.jsonl.", path=file)
+        )
+    if not file.exists():
+        raise UsageError(t("{path} does not exist; check the path.", path=file))
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise UsageError(
+            t("{path} cannot be opened: {reason}.", path=file, reason=error.strerror)
+        ) from error
