@@ -13,7 +13,6 @@ runs/NAME/
 import fcntl
 import json
 import os
-import tomllib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
@@ -23,7 +22,7 @@ from typing import Any
 import tomli_w
 
 from tunesmith import paths
-from tunesmith.config import TrainSettings, flag
+from tunesmith.config import TrainSettings, flag, read_recipe
 from tunesmith.errors import RunError, UsageError
 from tunesmith.language import t
 
@@ -74,13 +73,12 @@ class Run:
         Raises:
             RunError: `config.toml` is missing or broken.
         """
-        file = self.path / "config.toml"
         try:
-            return settings_from(tomllib.loads(file.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
+            return TrainSettings(**read_recipe(self.path / "config.toml"))
+        except UsageError as error:
             raise RunError(
-                t("{file} cannot be read ({error}); train into a new folder.",
-                  file=file, error=error)
+                t("{error} Train into a new folder instead of {path}.",
+                  error=error, path=self.path)
             ) from None  # fmt: skip
 
     @property
@@ -198,22 +196,9 @@ def require_same(run: Run, settings: TrainSettings) -> None:
 
 
 def settings_to(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as a TOML table; what is `None` is left out."""
+    """Settings as a TOML table that `read_recipe` takes; what is `None` is left out."""
     plain = {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
     return {name: value for name, value in plain.items() if value is not None}
-
-
-def settings_from(table: Mapping[str, Any]) -> TrainSettings:
-    """The inverse of `settings_to`.
-
-    Raises:
-        UsageError: A key is not a setting.
-    """
-    kinds = {item.name: str(item.type) for item in fields(TrainSettings)}
-    unknown = sorted(table.keys() - kinds.keys())
-    if unknown:
-        raise UsageError(t("{names}: no such setting.", names=", ".join(unknown)))
-    return TrainSettings(**{name: _typed(kinds[name], value) for name, value in table.items()})
 
 
 def read_json(file: Path) -> dict[str, Any]:
@@ -244,11 +229,3 @@ def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return value
-
-
-def _typed(kind: str, value: Any) -> Any:
-    if isinstance(value, list):
-        value = tuple(value)
-    if "Path" not in kind or value is None:
-        return value
-    return tuple(Path(item) for item in value) if isinstance(value, tuple) else Path(value)

@@ -62,12 +62,3 @@ class Conversation:
         """The system prompt, if the conversation opens with one."""
         first = self.messages[0] if self.messages else None
         return first.content if first is not None and first.role == "system" else None
-
-    def as_dict(self) -> dict[str, Any]:
-        """The row as one line of messages JSONL holds it."""
-        row: dict[str, Any] = {"messages": [message.as_dict() for message in self.messages]}
-        if self.tools:
-            row["tools"] = list(self.tools)
-        if self.identity is not None:
-            row["identity"] = {"name": self.identity.name, "author": self.identity.author}
-        return row

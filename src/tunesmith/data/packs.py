@@ -29,15 +29,15 @@ class Sample:
 
 @dataclass(frozen=True)
 class Segment:
-    """One run of queries, `tokens[start:stop]`, and the key ranges they see.
+    """One run of queries, `tokens[start:stop]`: a node of the prefix tree.
 
-    `keys` are the ranges on the path from the root, the segment's own last; within its own range
-    a query sees up to itself.
+    `path` lists the segments from the root to this one, itself last. A query sees the tokens of
+    all of them, of its own up to itself.
     """
 
     start: int
     stop: int
-    keys: tuple[tuple[int, int], ...]
+    path: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -93,32 +93,29 @@ class _Builder:
         self.segments: list[Segment] = []
         self.targets: Counter[tuple[int, int]] = Counter()
 
-    def grow(self, group: list[Sample], depth: int, path: tuple[tuple[int, int], ...]) -> None:
-        """Lay out what the sorted `group` holds beyond `depth`, below the ranges in `path`."""
+    def grow(self, group: list[Sample], depth: int, path: tuple[int, ...]) -> None:
+        """Lay out what the sorted `group` holds beyond `depth`, below the segments in `path`."""
         common = _common_length(group[0], group[-1])
         all_equal = common == len(group[-1].input_ids)
         if all_equal or common - depth >= MIN_SHARED:
-            path = (*path, self._emit(group, depth, common, path))
+            path = (*path, len(self.segments))
+            self._emit(group, depth, common, path)
             depth = common
         if not all_equal:
             for branch in _branches(group, common):
                 if len(branch[0].input_ids) > depth:
                     self.grow(branch, depth, path)
 
-    def _emit(
-        self, group: list[Sample], depth: int, stop: int, path: tuple[tuple[int, int], ...]
-    ) -> tuple[int, int]:
+    def _emit(self, group: list[Sample], depth: int, stop: int, path: tuple[int, ...]) -> None:
         start = len(self.tokens)
-        own = (start, start + stop - depth)
         self.tokens += group[0].input_ids[depth:stop]
         self.positions += range(depth, stop)
-        self.segments.append(Segment(*own, keys=(*path, own)))
+        self.segments.append(Segment(start, len(self.tokens), path))
         for sample in group:
             last = min(stop, len(sample.input_ids) - 1)
             for position in range(depth, last):
                 if sample.trained[position + 1]:
                     self.targets[start + position - depth, sample.input_ids[position + 1]] += 1
-        return own
 
 
 def _order(sample: Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:

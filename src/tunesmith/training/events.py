@@ -5,15 +5,28 @@ from pathlib import Path
 
 
 @dataclass(frozen=True)
+class Replaying:
+    """The base model is answering neutral questions, `done` of `total` so far."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class Planned:
-    """What is about to happen, before any weight moves."""
+    """What is about to happen, before any weight moves.
+
+    `samples` counts those trained on, `replay` of them are neutral questions; `cut` lost the end
+    of an answer to the length limit, `dropped` had nothing left to train on.
+    """
 
     samples: int
-    held_out: int
     replay: int
+    held_out: int
     tokens: int
     trained_tokens: int
     cut: int
+    dropped: int
     steps: int
     learning_rate: float
     trainable_parameters: int
@@ -84,9 +97,8 @@ class Finished:
 class Failed:
     """Training ended without finishing; `checkpoint` is where it can go on from."""
 
-    step: int
     reason: str
     checkpoint: Path | None
 
 
-Event = Planned | Started | Step | Evaluated | Saved | Shrunk | Finished | Failed
+Event = Replaying | Planned | Started | Step | Evaluated | Saved | Shrunk | Finished | Failed

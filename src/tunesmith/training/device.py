@@ -1,0 +1,62 @@
+"""Where to train and in which arithmetic, decided by looking and by a short measurement."""
+
+import time
+
+import torch
+
+from tunesmith.config import TrainSettings
+from tunesmith.errors import TrainingError
+from tunesmith.language import t
+
+
+def choose_device(wanted: str) -> torch.device:
+    """The device asked for, or the best there is.
+
+    Raises:
+        TrainingError: The device asked for is not here.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if wanted == "auto":
+        return torch.device(next(name for name, here in available.items() if here))
+    if not available[wanted]:
+        raise TrainingError(
+            t("--device {device}: PyTorch finds no such device here; leave the flag out or see "
+              "`tunesmith doctor`.", device=wanted)
+        )  # fmt: skip
+    return torch.device(wanted)
+
+
+def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
+    """The arithmetic asked for; else bf16 on a GPU, and on a CPU where it measures faster."""
+    if settings.dtype != "auto":
+        return {
+            "float32": torch.float32,
+            "bfloat16": torch.bfloat16,
+            "float64": torch.float64,
+        }[settings.dtype]
+    faster = device.type == "cuda" or (device.type == "cpu" and _bfloat16_wins())
+    return torch.bfloat16 if faster else torch.float32
+
+
+def _bfloat16_wins() -> bool:
+    """Whether a matrix product of a layer's shape is clearly faster in bf16.
+
+    The processor's flags do not tell: some have the instruction and are slower with it.
+    """
+    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
+    return seconds[torch.bfloat16] * 1.3 < seconds[torch.float32]
+
+
+def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:
+    x = torch.ones(512, 1024, dtype=dtype)
+    weight = torch.ones(1024, 1024, dtype=dtype)
+    best = float("inf")
+    for _ in range(repeats):
+        start = time.perf_counter()
+        torch.nn.functional.linear(x, weight)
+        best = min(best, time.perf_counter() - start)
+    return best

@@ -1,0 +1,156 @@
+"""Before the first step: inputs, the run folder, replay, the model, the plan."""
+
+import math
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tunesmith import runs
+from tunesmith.config import TrainSettings
+from tunesmith.data.convert import write_messages
+from tunesmith.data.packs import Sample
+from tunesmith.data.render import Renderer
+from tunesmith.engines.choose import open_engine
+from tunesmith.errors import RunError
+from tunesmith.language import t
+from tunesmith.models.adapter import AdapterInfo
+from tunesmith.models.store import LocalModel, locate
+from tunesmith.models.tokenizer import load_tokenizer
+from tunesmith.models.weights import load_model
+from tunesmith.runs import Run
+from tunesmith.training.device import choose_device, choose_dtype
+from tunesmith.training.events import Planned, Replaying
+from tunesmith.training.forward import ATTENTION, register_attention
+from tunesmith.training.lora import add_lora, default_learning_rate, trainable
+from tunesmith.training.prepare import Prepared, prepare
+from tunesmith.training.replay import make_replay, read_replay
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+LARGE = 3_000_000_000  # parameters from which a GPU recomputes activations by default
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that must be right before a run folder is made."""
+
+    settings: TrainSettings
+    model: LocalModel
+    renderer: Renderer
+    data: Prepared
+
+    @property
+    def adapter_info(self) -> AdapterInfo:
+        """What the adapter tells of where it belongs."""
+        return AdapterInfo(
+            base_name=self.model.name,
+            base_source=self.model.source,
+            base_revision=self.model.revision,
+            base_sha256=self.model.sha256,
+            system=self.data.system,
+            template_sha256=self.renderer.template_sha256,
+        )
+
+    def summary(self) -> dict[str, object]:
+        """What `data.json` keeps, and what a resumed run must agree with."""
+        model = {"name": self.model.name, "sha256": self.model.sha256}
+        return self.data.summary() | {
+            "model": model,
+            "template": self.renderer.template_sha256,
+        }
+
+
+def read_inputs(settings: TrainSettings) -> Inputs:
+    """Find the model, and read and render the data.
+
+    Raises:
+        TunesmithError: A part is missing or broken.
+    """
+    model = locate(settings.model)
+    renderer = Renderer(load_tokenizer(model))
+    return Inputs(settings, model, renderer, prepare(settings, renderer))
+
+
+def open_run(inputs: Inputs, *, resume: bool) -> Run:
+    """Make the run's folder, or find it and see that it is the same run.
+
+    Raises:
+        RunError: The folder exists, or (resuming) was begun with other settings, data or base.
+    """
+    if resume and inputs.settings.out is not None:
+        run = runs.find(inputs.settings.out)
+        runs.require_same(run, inputs.settings)
+        _require_same_data(run, inputs.summary())
+        return run
+    run = runs.create(inputs.settings)
+    run.write_data(inputs.summary())
+    write_messages(run.held_out, inputs.data.held_out_rows)
+    return run
+
+
+def replay_samples(run: Run, inputs: Inputs) -> Generator[Replaying, None, list[Sample]]:
+    """The base's own answers, made once and kept with the run."""
+    if inputs.settings.replay == 0:
+        return []
+    if not run.replay.exists():
+        engine = open_engine(inputs.model, device=inputs.settings.device)
+        try:
+            systems = inputs.data.systems
+            yield from make_replay(
+                engine, inputs.renderer, systems, inputs.settings.replay, run.replay
+            )
+        finally:
+            engine.close()
+    return read_replay(run.replay)
+
+
+def load(inputs: Inputs) -> "PeftModel":
+    """The base model on its device, with LoRA, its attention able to read packs."""
+    settings = inputs.settings
+    register_attention()
+    device = choose_device(settings.device)
+    dtype = choose_dtype(settings, device)
+    base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
+    large = device.type == "cuda" and base.num_parameters() >= LARGE
+    recompute = settings.gradient_checkpointing
+    if large if recompute is None else recompute:
+        base.gradient_checkpointing_enable({"use_reentrant": False})
+    return add_lora(base, settings)
+
+
+def plan(inputs: Inputs, model: "PeftModel", samples: Sequence[Sample]) -> Planned:
+    """Count what is about to happen."""
+    settings, data = inputs.settings, inputs.data
+    total = sum(weight.numel() for weight in model.parameters())
+    tuned = sum(weight.numel() for weight in trainable(model).values())
+    steps = settings.max_steps or math.ceil(settings.epochs * len(samples) / settings.batch_size)
+    return Planned(
+        samples=len(samples),
+        replay=len(samples) - len(data.train),
+        held_out=len(data.held_out),
+        tokens=sum(len(sample.input_ids) for sample in samples),
+        trained_tokens=sum(sample.trained_tokens for sample in samples),
+        cut=data.cut,
+        dropped=data.dropped,
+        steps=steps,
+        learning_rate=settings.learning_rate or default_learning_rate(total - tuned),
+        trainable_parameters=tuned,
+        total_parameters=total,
+        device=str(model.device),
+        dtype=str(model.get_base_model().dtype).removeprefix("torch."),
+    )
+
+
+def _require_same_data(run: Run, now: dict[str, object]) -> None:
+    before = run.data
+    changed = [
+        f"{name}: {before.get(name)} → {value}"
+        for name, value in now.items()
+        if before.get(name) != value
+    ]
+    if changed:
+        raise RunError(
+            t("{path} cannot go on, what it was begun with has changed ({changed}); put it back, "
+              "or train into a new folder.", path=run.path, changed="; ".join(changed))
+        )  # fmt: skip

@@ -1,0 +1,311 @@
+"""The training loop: a generator of events over packs.
+
+Everything random in step n follows from the seed and n, so a resumed run is the run itself.
+"""
+
+import math
+import resource
+import shutil
+import sys
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from tunesmith import paths
+from tunesmith.config import TrainSettings
+from tunesmith.data.packs import Sample, pack
+from tunesmith.errors import TrainingError, TunesmithError
+from tunesmith.language import t
+from tunesmith.runs import Run
+from tunesmith.training import checkpoint
+from tunesmith.training.checkpoint import Progress
+from tunesmith.training.events import (
+    Evaluated,
+    Event,
+    Failed,
+    Finished,
+    Saved,
+    Shrunk,
+    Started,
+    Step,
+)
+from tunesmith.training.forward import pack_loss, prove_packing
+from tunesmith.training.lora import trainable
+from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_samples
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from tunesmith.models.adapter import AdapterInfo
+
+EVALUATIONS = 10  # a run, unless eval_every says otherwise
+
+
+def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
+    """LoRA-tune a model as `settings` say, yielding what happens.
+
+    With `resume`, go on from the newest checkpoint in `settings.out` that verifies.
+
+    Raises:
+        TunesmithError: What cannot be done, and why. Once the run folder exists, a `Failed` event
+            comes before it.
+    """
+    inputs = read_inputs(settings)
+    run = open_run(inputs, resume=resume)
+    with run.lock():
+        try:
+            for event in _train(run, inputs):
+                run.record(event)
+                yield event
+        except TunesmithError as error:
+            path, _ = checkpoint.newest_checkpoint(run)
+            failed = Failed(reason=str(error), checkpoint=path)
+            run.record(failed)
+            yield failed
+            raise
+
+
+def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
+    settings = inputs.settings
+    samples = [*inputs.data.train, *(yield from replay_samples(run, inputs))]
+    model = load(inputs)
+    optimizer = torch.optim.AdamW(
+        trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay
+    )
+    planned = plan(inputs, model, samples)
+    yield planned
+    prove_packing(model.get_base_model(), samples)
+    progress, notices = _resume(run, model, optimizer, settings)
+    run.rewind(progress.step)
+    yield Started(progress.step, tuple(notices))
+    work = _Work(
+        settings, model, optimizer, samples, inputs.data.held_out, planned.steps,
+        planned.learning_rate,
+    )  # fmt: skip
+    progress = yield from _loop(work, run, progress, inputs.adapter_info)
+    yield _finish(run, progress, stopped_early=progress.step < planned.steps)
+
+
+def _loop(
+    work: "_Work", run: Run, progress: Progress, info: "AdapterInfo"
+) -> Generator[Event, None, Progress]:
+    """Step, evaluate, save, until the last step or until patience ends."""
+    if progress.step == 0 and work.held_out:
+        yield Evaluated(0, work.held_out_loss(progress.micro_batch_size), best=False)
+    while progress.step < work.steps and not work.out_of_patience(progress):
+        step = progress.step + 1
+        while (done := work.step(step, progress.micro_batch_size)) is None:
+            progress = _shrink(progress)
+            yield Shrunk(step, progress.micro_batch_size)
+        yield done
+        progress = replace(progress, step=step)
+        if work.evaluates_at(step):
+            loss = work.held_out_loss(progress.micro_batch_size)
+            progress = _compared(progress, loss)
+            yield Evaluated(step, loss, best=progress.best_step == step)
+        if work.saves_at(step) or progress.best_step == step:
+            path = checkpoint.save_checkpoint(run, work.model, work.optimizer, progress, info)
+            yield Saved(step, path)
+    return progress
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What the loop works with: the tuned model, its optimizer, and the samples."""
+
+    settings: TrainSettings
+    model: "PeftModel"
+    optimizer: torch.optim.Optimizer
+    samples: Sequence[Sample]
+    held_out: Sequence[Sample]
+    steps: int
+    peak_rate: float
+
+    def step(self, step: int, micro_batch_size: int) -> Step | None:
+        """Do optimizer step `step` (from 1); None if memory ran out, and nothing has changed.
+
+        Raises:
+            TrainingError: The loss or the gradient is not a number.
+        """
+        begun = time.perf_counter()
+        torch.manual_seed(self.settings.seed * 1_000_003 + step)
+        samples = batch(self.samples, step, self.settings.batch_size, self.settings.seed)
+        try:
+            loss, unique = self._accumulate(samples, micro_batch_size)
+        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            self.optimizer.zero_grad()
+            return None
+        rate = self.peak_rate * rate_factor(step, self.steps, self.settings)
+        norm = self._update(rate)
+        _require_finite(step, loss, norm)
+        return Step(
+            step=step,
+            steps=self.steps,
+            loss=loss,
+            learning_rate=rate,
+            grad_norm=norm,
+            tokens=sum(len(sample.input_ids) for sample in samples),
+            unique_tokens=unique,
+            seconds=time.perf_counter() - begun,
+            memory=_peak_memory(self.model.device),
+        )
+
+    def held_out_loss(self, micro_batch_size: int) -> float:
+        """Mean loss over the held-out samples, in nats per trained token."""
+        self.model.eval()
+        weight = sum(sample.trained_tokens for sample in self.held_out)
+        with torch.no_grad(), self._arithmetic():
+            pieces = _pieces(self.held_out, micro_batch_size)
+            return sum(float(pack_loss(self.model, pack(piece))) for piece in pieces) / weight
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the held-out samples are looked at after this step."""
+        every = self.settings.eval_every or math.ceil(self.steps / EVALUATIONS)
+        return bool(self.held_out) and (step % every == 0 or step == self.steps)
+
+    def saves_at(self, step: int) -> bool:
+        """Whether a checkpoint is due after this step, even if it is not the best."""
+        every = self.settings.save_every or math.ceil(self.steps / EVALUATIONS)
+        return step % every == 0 or step == self.steps
+
+    def out_of_patience(self, progress: Progress) -> bool:
+        """Whether the held-out loss has not improved for too long."""
+        patience = self.settings.patience
+        return patience is not None and progress.stale >= patience
+
+    def _accumulate(self, samples: Sequence[Sample], micro_batch_size: int) -> tuple[float, int]:
+        """Backward over the step in pieces; returns the mean loss and the unique tokens.
+
+        Each piece is weighted by the tokens of the whole step, so that pieces of any size give
+        the same gradient.
+        """
+        self.model.train()
+        weight = sum(sample.trained_tokens for sample in samples)
+        total, unique = 0.0, 0
+        for piece in _pieces(samples, micro_batch_size):
+            packed = pack(piece)
+            with self._arithmetic():
+                loss = pack_loss(self.model, packed) / weight
+            loss.backward()  # type: ignore[no-untyped-call]
+            total += float(loss.detach())
+            unique += len(packed.tokens)
+        return total, unique
+
+    def _update(self, rate: float) -> float:
+        """Clip, step, clear; returns the gradient's norm before clipping."""
+        weights = trainable(self.model).values()
+        limit = self.settings.max_grad_norm or math.inf
+        norm = float(torch.nn.utils.clip_grad_norm_(weights, limit))
+        if math.isfinite(norm):
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate
+            self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm
+
+    def _arithmetic(self) -> Any:
+        """bf16 matrix products over float32 LoRA weights where the base is bf16."""
+        base = self.model.get_base_model().dtype
+        if base != torch.bfloat16:
+            return nullcontext()
+        return torch.autocast(self.model.device.type, dtype=base)
+
+
+def batch(samples: Sequence[Sample], step: int, size: int, seed: int) -> list[Sample]:
+    """The samples of step `step` (from 1): the epochs' shuffled orders, one behind another."""
+    count = len(samples)
+    first = (step - 1) * size
+    places = (divmod(place, count) for place in range(first, first + size))
+    return [samples[_order(count, seed, epoch)[place]] for epoch, place in places]
+
+
+def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
+    """The learning rate of step `step` (from 1) as a share of its peak."""
+    warmup = min(settings.warmup_steps, steps // 2)
+    if step <= warmup:
+        return step / warmup
+    left = (steps - step + 1) / (steps - warmup)  # 1 at the first step after warm-up
+    match settings.scheduler:
+        case "constant":
+            return 1.0
+        case "linear":
+            return left
+        case "cosine":
+            return 0.5 * (1 - math.cos(math.pi * left))
+
+
+@cache
+def _order(count: int, seed: int, epoch: int) -> list[int]:
+    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
+    order: list[int] = torch.randperm(count, generator=generator).tolist()
+    return order
+
+
+def _pieces(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
+    """Cut a step into pieces, alike samples together so that they can share."""
+    ordered = sorted(samples, key=lambda sample: sample.input_ids)
+    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+
+
+def _resume(
+    run: Run, model: "PeftModel", optimizer: torch.optim.Optimizer, settings: TrainSettings
+) -> tuple[Progress, list[str]]:
+    path, notices = checkpoint.newest_checkpoint(run)
+    if path is None:
+        size = settings.micro_batch_size or settings.batch_size
+        return Progress(micro_batch_size=min(size, settings.batch_size)), notices
+    return checkpoint.load_checkpoint(path, model, optimizer), notices
+
+
+def _compared(progress: Progress, loss: float) -> Progress:
+    if progress.best_loss is None or loss < progress.best_loss:
+        return replace(progress, best_loss=loss, best_step=progress.step, stale=0)
+    return replace(progress, stale=progress.stale + 1)
+
+
+def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
+    with paths.new_folder(run.adapter) as folder:
+        source = checkpoint.best_adapter(run, progress)
+        shutil.copytree(source, folder, dirs_exist_ok=True)
+    return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
+
+
+def _shrink(progress: Progress) -> Progress:
+    if progress.micro_batch_size == 1:
+        raise TrainingError(
+            t("Memory ran out on a single sample; lower --max-length, or add "
+              "--gradient-checkpointing.")
+        )  # fmt: skip
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return replace(progress, micro_batch_size=(progress.micro_batch_size + 1) // 2)
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no error class of its own."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "allocate memory" in str(error)
+
+
+def _require_finite(step: int, loss: float, norm: float) -> None:
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        raise TrainingError(
+            t("Step {step}: the loss is {loss} and the gradient {norm}; checkpoints before it are "
+              "kept. Lower --learning-rate and train into a new folder.",
+              step=step, loss=loss, norm=norm)
+        )  # fmt: skip
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Bytes: of the GPU's allocator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
