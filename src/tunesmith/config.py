@@ -1,8 +1,10 @@
 """Every setting of a training run, declared once: flags, recipes, forms and docs derive from it."""
 
 from dataclasses import Field, dataclass, field, fields
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, Literal
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tunesmith.errors import UsageError
 from tunesmith.language import t
@@ -141,3 +143,101 @@ def _check_bounds(item: "Field[Any]", value: object) -> None:
                 bounds=bounds.strip(),
             )
         )
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """The settings in a TOML recipe, ready for `TrainSettings(**…)`; paths are as written there.
+
+    Raises:
+        UsageError: The file cannot be read, or a key or a value in it cannot be right.
+    """
+    import tomllib
+
+    try:
+        raw = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        message = t("cannot read recipe {path}: {reason}", path=path, reason=error.strerror)
+        raise UsageError(message) from error
+    except ValueError as error:
+        message = t("recipe {path} is not TOML: {reason}", path=path, reason=error)
+        raise UsageError(message) from error
+    hints = get_type_hints(TrainSettings)
+    for key in raw:
+        if key not in hints:
+            raise UsageError(_unknown_key(path, key, list(hints)))
+    values = {key: _recipe_value(path, key, value, hints[key]) for key, value in raw.items()}
+    try:
+        TrainSettings(**values)
+    except UsageError as error:
+        raise UsageError(t("recipe {path}: {reason}", path=path, reason=error)) from error
+    return values
+
+
+def _unknown_key(path: Path, key: str, known: list[str]) -> str:
+    close = get_close_matches(key.replace("-", "_"), known, n=1)
+    if close:
+        return t(
+            "recipe {path}: no setting is called {key}; did you mean {close}?",
+            path=path,
+            key=key,
+            close=close[0],
+        )
+    return t(
+        "recipe {path}: no setting is called {key}; `tunesmith train --help` lists them all.",
+        path=path,
+        key=key,
+    )
+
+
+def _recipe_value(path: Path, key: str, value: object, hint: Any) -> Any:
+    try:
+        return _convert(value, hint)
+    except TypeError as error:
+        message = t(
+            "recipe {path}: {key} must be {wanted}, not {value!r}.",
+            path=path,
+            key=key,
+            wanted=_describe(hint),
+            value=value,
+        )
+        raise UsageError(message) from error
+
+
+def _convert(value: object, hint: Any) -> Any:
+    """A TOML value as the annotated type; TypeError where it does not fit."""
+    if get_origin(hint) is Literal:
+        if value in get_args(hint):
+            return value
+    elif get_origin(hint) is tuple:
+        items = value if isinstance(value, list) else [value]
+        return tuple(_convert(item, get_args(hint)[0]) for item in items)
+    elif get_args(hint):
+        return _convert(value, _without_none(hint))
+    elif hint is Path and isinstance(value, str):
+        return Path(value)
+    elif hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    elif type(value) is hint:
+        return value
+    raise TypeError(hint)
+
+
+def _describe(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return t("one of {choices}", choices=", ".join(get_args(hint)))
+    if get_origin(hint) is tuple:
+        return t("a list of strings")
+    if get_args(hint):
+        return _describe(_without_none(hint))
+    names = {
+        str: t("a string"),
+        Path: t("a string"),
+        bool: t("true or false"),
+        int: t("a whole number"),
+        float: t("a number"),
+    }
+    return names[hint]
+
+
+def _without_none(hint: Any) -> Any:
+    return next(arg for arg in get_args(hint) if arg is not NoneType)

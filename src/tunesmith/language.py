@@ -9,9 +9,10 @@ import locale
 import os
 from contextvars import ContextVar
 from functools import cache
-from importlib.resources import files
+from pathlib import Path
 
 LANGUAGES = ("en", "zh")
+LOCALE_DIR = Path(__file__).parent / "locale"
 
 _current: ContextVar[str | None] = ContextVar("language", default=None)
 
@@ -44,11 +45,7 @@ def _environment_language() -> str:
 
 @cache
 def _catalogue(language: str) -> dict[str, str]:
-    folder = files("tunesmith").joinpath("locale", language)
-    if not folder.is_dir():
-        return {}
     merged: dict[str, str] = {}
-    for entry in sorted(folder.iterdir(), key=lambda item: item.name):
-        if entry.name.endswith(".json"):
-            merged |= json.loads(entry.read_text(encoding="utf-8"))
+    for file in sorted(LOCALE_DIR.joinpath(language).glob("*.json")):
+        merged |= json.loads(file.read_text(encoding="utf-8"))
     return merged

@@ -1,0 +1,123 @@
+"""One command's line as cyclopts parses it: flags come from the signature of its function."""
+
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App, CycloptsError, Parameter, Token
+
+from tunesmith import runs
+from tunesmith.apps.menu import COMMANDS
+from tunesmith.config import flag, read_recipe
+from tunesmith.errors import UsageError
+from tunesmith.language import t
+
+if TYPE_CHECKING:
+    from cyclopts.argument import Argument, ArgumentCollection
+
+RECIPE = "RECIPE"  # the name cyclopts gives the positional argument of `train`
+
+
+def run_command(name: str, words: Sequence[str]) -> int:
+    """Call the command with the words that follow its name; the exit code it returned.
+
+    Raises:
+        UsageError: The words do not fit the command; the sentence says which and how.
+    """
+    try:
+        code = _app(name)(words, exit_on_error=False, print_error=False)
+    except CycloptsError as error:
+        hint = t("`tunesmith {command} --help` shows what it takes.", command=name)
+        raise UsageError(f"{_explain(error)} {hint}") from error
+    return int(code or 0)
+
+
+def arguments_of(name: str) -> "ArgumentCollection":
+    """What can be typed after the command's name."""
+    return _app(name).assemble_argument_collection().filter_by(show=True)
+
+
+def _app(name: str) -> App:
+    module, _, function = COMMANDS[name].function.partition(":")
+    command = getattr(import_module(module), function)
+    app = App(
+        name=f"tunesmith {name}",
+        help_flags=(),
+        version_flags=(),
+        result_action="return_value",
+        suppress_keyboard_interrupt=False,
+        default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
+        config=_use_recipe if name == "train" else None,
+    )
+    app.default(command)
+    return app
+
+
+def _explain(error: CycloptsError) -> str:
+    """The parser's complaint as one sentence in the reader's language."""
+    import cyclopts.exceptions as kinds
+
+    name = _name(error.argument)
+    if isinstance(error, kinds.UnknownOptionError):
+        return _unknown_option(error)
+    if isinstance(error, kinds.CoercionError):
+        return _wrong_value(error, name)
+    if isinstance(error, kinds.RepeatArgumentError):
+        return t("{flag} is given twice.", flag=error.token.keyword)
+    if isinstance(error, kinds.MissingArgumentError):
+        if error.argument is not None and error.argument.tokens == [] and error.keyword is None:
+            return t("{flag} is missing.", flag=name)
+        return t("{flag} needs a value.", flag=error.keyword or name)
+    if isinstance(error, kinds.UnusedCliTokensError):
+        extra = " ".join(error.unused_tokens or ())
+        return t("do not know what to do with {words!r}.", words=extra)
+    return str(error).replace("\n", " ")
+
+
+def _name(argument: "Argument | None") -> str:
+    if argument is None:
+        return ""
+    return argument.name.upper() if argument.index is not None else argument.name
+
+
+def _unknown_option(error: Any) -> str:
+    from difflib import get_close_matches
+
+    option = error.token.keyword or error.token.value
+    known = [name for argument in error.argument_collection for name in argument.names]
+    close = get_close_matches(option, known, n=1)
+    if close:
+        return t("there is no {option}; did you mean {close}?", option=option, close=close[0])
+    return t("there is no {option}.", option=option)
+
+
+def _wrong_value(error: Any, name: str) -> str:
+    choices = error.argument.get_choices() if error.argument is not None else None
+    value = error.token.value if error.token is not None else ""
+    flag = (error.token.keyword if error.token is not None else None) or name
+    if choices:
+        return t(
+            "{flag} must be one of {choices}, not {value!r}.",
+            flag=flag,
+            choices=", ".join(choices),
+            value=value,
+        )
+    if error.target_type in (int, float):
+        kind = t("a whole number") if error.target_type is int else t("a number")
+        return t("{flag} must be {kind}, not {value!r}.", flag=flag, kind=kind, value=value)
+    return str(error).replace("\n", " ")
+
+
+def _use_recipe(app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
+    """Let a recipe, or the run that is resumed, give the settings that no flag gives."""
+    given = {argument.name: argument for argument in arguments if argument.tokens}
+    recipes = [Path(given[RECIPE].tokens[0].value)] if RECIPE in given else []
+    if "--resume" in given and "--out" in given:
+        recipes.append(runs.find(given["--out"].tokens[0].value).path / "config.toml")
+    by_key = {argument.keys: argument for argument in arguments}
+    for recipe in recipes:
+        for key, value in read_recipe(recipe).items():
+            argument = by_key[(key,)]
+            if not argument.tokens:
+                argument.append(Token(keyword=flag(key), source=str(recipe), implicit_value=value))
