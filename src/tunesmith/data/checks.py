@@ -331,7 +331,7 @@ def _digest(text: str) -> bytes:
 
 def _refusal(errors: Sequence[Finding], files: Sequence[Path]) -> str:
     return t(
-        "{count} rows cannot be trained on: {shown} "
+        "Rows that cannot be trained on: {count}. {shown} "
         "Type `tunesmith data check {files}` to see them all, "
         "or `tunesmith data convert {files} -o clean.jsonl` to keep the good ones.",
         count=len({error.place for error in errors}),
