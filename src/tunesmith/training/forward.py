@@ -86,8 +86,15 @@ def pack_loss(model: "PreTrainedModel", packed: Pack) -> Tensor:
 
     Divide by the weight of the whole step, not of the pack, so that pieces add up.
     """
+    losses = pack_losses(model, packed)
+    weights = [weight for _, _, weight in packed.targets]
+    return losses @ torch.tensor(weights, device=losses.device, dtype=losses.dtype)
+
+
+def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:
+    """Negative log likelihood of each target, in nats and their order; shape (T,)."""
     device = model.device
-    index, target, weight = zip(*packed.targets, strict=True)
+    index, target, _ = zip(*packed.targets, strict=True)
     logits = model(
         input_ids=torch.tensor([packed.tokens], device=device),  # (1, U)
         position_ids=torch.tensor([packed.positions], device=device),  # (1, U)
@@ -96,8 +103,7 @@ def pack_loss(model: "PreTrainedModel", packed: Pack) -> Tensor:
         use_cache=False,
     ).logits[0]  # (T, V)
     exact = logits if logits.dtype == torch.float64 else logits.float()
-    losses = F.cross_entropy(exact, torch.tensor(target, device=device), reduction="none")
-    return losses @ torch.tensor(weight, device=device, dtype=losses.dtype)
+    return F.cross_entropy(exact, torch.tensor(target, device=device), reduction="none")
 
 
 def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
@@ -108,19 +114,20 @@ def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
     """
     probe = [_shorten(sample) for sample in samples[:2]]
     with torch.no_grad():
-        packed = float(pack_loss(model, pack(probe)))
+        packed = pack_losses(model, pack(probe, share=False)).double()
         model.set_attn_implementation("eager")
-        alone = sum(_plain_loss(model, sample) for sample in probe)
+        alone = torch.cat([_plain_losses(model, sample) for sample in probe])
         model.set_attn_implementation(ATTENTION)
-    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.05
-    if not abs(packed - alone) <= tolerance * max(1.0, abs(alone)):
+    # bf16 keeps 8 bits, so single tokens differ a little; a leak between samples moves them all.
+    tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
+    difference = float((packed - alone).abs().mean())
+    if not difference <= tolerance:
         raise TrainingError(
             t(
-                "{model} cannot be trained in packs: its loss there is {packed:.4f}, alone "
-                "{alone:.4f}; choose a model with plain causal attention.",
+                "{model} cannot be trained in packs: its losses there differ by {difference:.2g} "
+                "nats from those alone; choose a model with plain causal attention.",
                 model=type(model).__name__,
-                packed=packed,
-                alone=alone,
+                difference=difference,
             )
         )
 
@@ -149,12 +156,10 @@ def _capped_attention(
     return weights.to(q.dtype) @ v
 
 
-def _plain_loss(model: "PreTrainedModel", sample: Sample) -> float:
+def _plain_losses(model: "PreTrainedModel", sample: Sample) -> Tensor:
     ids = torch.tensor([sample.input_ids], device=model.device)
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
-    trained = torch.tensor(sample.trained[1:], device=model.device)
-    losses = F.cross_entropy(logits, ids[0, 1:], reduction="none")
-    return float(losses[trained].sum())
+    return F.cross_entropy(logits, ids[0, 1:], reduction="none")
 
 
 def _shorten(sample: Sample, length: int = 64) -> Sample:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from tunesmith import paths
 from tunesmith.data.messages import Message
-from tunesmith.data.neutral import questions
+from tunesmith.data import neutral
 from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
 from tunesmith.engines.base import Engine, Sampling
@@ -24,14 +24,16 @@ AT_ONCE = 8
 def make_replay(
     engine: Engine, renderer: Renderer, systems: Sequence[str | None], count: int, file: Path
 ) -> Iterator[Replaying]:
-    """Ask `count` neutral questions under the system prompts in turn; write the samples to `file`.
+    """Ask `count` neutral questions and write the answers as samples to `file`.
+
+    The questions alternate between languages, so each pair meets the next system prompt.
 
     Raises:
         EngineError: The engine died.
     """
     prompts = [
-        renderer.prompt(_messages(question, systems[index % len(systems)]))
-        for index, question in enumerate(questions(count))
+        renderer.prompt(_messages(question, systems[index // 2 % len(systems)]))
+        for index, question in enumerate(neutral.replay(count))
     ]
     greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=MAX_ANSWER)
 

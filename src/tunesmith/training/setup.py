@@ -27,6 +27,7 @@ from tunesmith.training.replay import make_replay, read_replay
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 LARGE = 3_000_000_000  # parameters from which a GPU recomputes activations by default
 
@@ -115,8 +116,15 @@ def load(inputs: Inputs) -> "PeftModel":
     large = device.type == "cuda" and base.num_parameters() >= LARGE
     recompute = settings.gradient_checkpointing
     if large if recompute is None else recompute:
-        base.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute_activations(base)
     return add_lora(base, settings)
+
+
+def recompute_activations(model: "PreTrainedModel") -> None:
+    """Keep only the layers' inputs and compute the rest again in backward."""
+    # transformers renamed it within version 5
+    enable = getattr(model, "activation_checkpointing_enable", None)
+    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
 def plan(inputs: Inputs, model: "PeftModel", samples: Sequence[Sample]) -> Planned:
