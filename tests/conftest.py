@@ -1,9 +1,11 @@
 """Fixtures every test may use: an isolated home, and the one real model."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.hub_server import HubServer, running_hub
 from tunesmith.models.store import LocalModel
 
 
@@ -23,3 +25,10 @@ def smollm2() -> LocalModel:
     *_, last = pull("smollm2-135m")
     assert isinstance(last, Ready)
     return last.model
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    """A local hub that both real hub clients of this process talk to."""
+    with running_hub(monkeypatch) as server:
+        yield server

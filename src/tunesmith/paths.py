@@ -60,19 +60,24 @@ def new_folder(path: Path) -> Iterator[Path]:
     part = Path(mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield part
-        for file in part.rglob("*"):
-            if file.is_file():
-                _sync(file)
-        if path.exists():
-            old = Path(mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            path.rename(old / path.name)
-            part.rename(path)
-            shutil.rmtree(old)
-        else:
-            part.rename(path)
-        sync_folder(path.parent)
+        replace_folder(part, path)
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def replace_folder(part: Path, path: Path) -> None:
+    """Flush the files of `part` and put it at `path` in one rename; what lay there goes last."""
+    for file in part.rglob("*"):
+        if file.is_file():
+            _sync(file)
+    if path.exists():
+        old = Path(mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        path.rename(old / path.name)
+        part.rename(path)
+        shutil.rmtree(old)
+    else:
+        part.rename(path)
+    sync_folder(path.parent)
 
 
 def sync_folder(path: Path) -> None:
