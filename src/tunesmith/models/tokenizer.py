@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,13 @@ from tunesmith.paths import cache_dir
 
 MAX_TEMPLATE = 1_000_000  # characters; the longest real ones have about 30,000
 
-# GGUF pre-tokenizers that cut off every digit before GPT-2's rule applies (llama.cpp's llama-vocab).
-# transformers does not know them: the break before "1." would become other tokens than in training.
+# GGUF pre-tokenizers that cut off every digit before GPT-2's rule applies, as llama.cpp does.
+# transformers does not know them: a line break before "1." would become other tokens.
 _SINGLE_DIGITS = frozenset(
     ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone", "minerva-7b")
 )
+
+_PROBE = "Hello, world's  end\n\n1. 3.14 你好，世界。 tokenizer été 🌍"
 
 
 class ChatTokenizer:
@@ -40,7 +43,7 @@ class ChatTokenizer:
         self.bos_token = _token_text(config.get("bos_token"))
         self.eos_token = _token_text(config.get("eos_token"))
         self._file = file
-        self._tokenizer = _read_tokenizer(file)
+        self._tokenizer = _open(file)
         added = self._tokenizer.get_added_tokens_decoder()
         special = {id: token for id, token in added.items() if token.special}
         self.special_tokens = {token.content: id for id, token in special.items()}
@@ -56,6 +59,18 @@ class ChatTokenizer:
         """How many tokens there are, added ones included."""
         size: int = self._tokenizer.get_vocab_size()
         return size
+
+    @property
+    def template_sha256(self) -> str | None:
+        """The fingerprint of the chat template's text."""
+        template = self.chat_template
+        return None if template is None else sha256(template.encode()).hexdigest()
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """A hash of what this tokenizer does: its control tokens, and how it cuts a probe text."""
+        tokens = sorted(self.special_tokens.items())
+        return sha256(repr((tokens, self.encode(_PROBE))).encode()).hexdigest()
 
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; nothing is added before or after it.
@@ -80,7 +95,7 @@ class ChatTokenizer:
     @cached_property
     def _plain_tokenizer(self) -> Tokenizer:
         # A second object, because a flag flipped on a shared one would reach other threads.
-        tokenizer = _read_tokenizer(self._file)
+        tokenizer = _open(self._file)
         tokenizer.encode_special_tokens = True
         return tokenizer
 
@@ -119,16 +134,33 @@ class TokenStream:
 def load_tokenizer(model: LocalModel) -> ChatTokenizer:
     """The tokenizer of a model on this machine.
 
-    One that comes in a GGUF, or in another form than `tokenizer.json`, is converted by transformers
-    on first use and kept in the cache.
-
     Raises:
         ModelError: The tokenizer is missing, unreadable, or carries an absurd chat template.
     """
-    folder = model.path
-    if model.is_gguf or not (folder / "tokenizer.json").is_file():
-        target = cache_dir() / "tokenizers" / model.sha256
-        folder = made_once(target, lambda part: _convert(model, part))
+    return read_tokenizer(tokenizer_folder(model))
+
+
+def tokenizer_folder(model: LocalModel) -> Path:
+    """The folder that holds the model's `tokenizer.json`.
+
+    A tokenizer that comes in a GGUF, or in another form, is converted by transformers on first use
+    and kept in the cache.
+
+    Raises:
+        ModelError: There is none that can be read.
+    """
+    if not model.is_gguf and (model.path / "tokenizer.json").is_file():
+        return model.path
+    target = cache_dir() / "tokenizers" / model.sha256
+    return made_once(target, lambda folder: _convert(model, folder))
+
+
+def read_tokenizer(folder: Path) -> ChatTokenizer:
+    """The tokenizer a folder holds as `tokenizer.json`, with its chat template.
+
+    Raises:
+        ModelError: A file is unreadable, or the chat template is absurdly long.
+    """
     config = _read_config(folder)
     return ChatTokenizer(folder / "tokenizer.json", config, _read_template(folder, config))
 
@@ -170,7 +202,7 @@ def _split_digits(file: Path) -> None:
     tokenizer.save(str(file))
 
 
-def _read_tokenizer(file: Path) -> Tokenizer:
+def _open(file: Path) -> Tokenizer:
     try:
         tokenizer = Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises bare Exception
