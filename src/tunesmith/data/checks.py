@@ -66,9 +66,8 @@ class Checker:
         yield from self._against_others(conversation, place)
 
     def _against_others(self, conversation: Conversation, place: Place) -> Iterator[Finding]:
-        leaked_from = self.held_out.get(question_key(conversation), place)
-        if leaked_from is not place:
-            yield _leak(place, leaked_from)
+        if self.held_out and (question := question_key(conversation)) in self.held_out:
+            yield _leak(place, self.held_out[question])
         whole = _digest(_canonical(conversation, conversation.messages))
         prompt, answer = _prompt_and_answer(conversation)
         first_answer, first_place = self._answers.setdefault(prompt, (answer, place))
@@ -271,7 +270,7 @@ def _duplicate(place: Place, first: Place | None) -> Finding:
         place,
         None,
         t("the row is the same as {first}.", first=first),
-        t("Delete it, unless it shall count twice; data convert leaves it out."),
+        t("Delete it, unless you want it to count twice; `tunesmith data convert` leaves it out."),
         "warning",
     )
 
@@ -281,7 +280,7 @@ def _contradiction(place: Place, first: Place | None) -> Finding:
         "contradiction",
         place,
         None,
-        t("the question is that of {first}, the answer another.", first=first),
+        t("it asks the same as {first} and answers differently.", first=first),
         t("Keep one answer, unless you want both."),
         "warning",
     )
@@ -292,8 +291,8 @@ def _leak(place: Place, held_out: Place | None) -> Finding:
         "leak",
         place,
         None,
-        t("the question stands in the held-out row {held_out} too.", held_out=held_out),
-        t("Delete one of the two, or the evaluation measures memory."),
+        t("it asks the same as the held-out row {held_out}.", held_out=held_out),
+        t("Delete one of the two, or evaluation only measures memory."),
     )
 
 

@@ -46,10 +46,10 @@ def document_rows(file: Path) -> Iterator[Row | Finding]:
 
     After a broken row, reading goes on at the next line that opens a row with the same indent.
     """
-    raw = file.read_bytes().removeprefix(BOM)
     try:
-        text = raw.decode()
+        text = file.read_bytes().removeprefix(BOM).decode()
     except UnicodeDecodeError as error:
+        raw = error.object
         yield not_utf8(Place(file, raw.count(b"\n", 0, error.start) + 1), raw)
         return
     if (at := text.find("\r\n")) >= 0:

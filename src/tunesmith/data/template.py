@@ -1,0 +1,356 @@
+"""The sandbox that runs a model's chat template: untrusted Jinja code from the internet.
+
+What a template sees is what transformers gives it (`raise_exception`, `strftime_now`, `tojson`,
+loop controls, `{% generation %}`), so it writes the same text. What it may spend is limited: every
+loop turn, call, filter, operator and output draws on a budget of processor time and characters,
+checked before the work is done. No thread, no signal, so it holds wherever it is called from.
+"""
+
+import hashlib
+import json
+import re
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import date
+from functools import wraps
+from types import GeneratorType
+from typing import Any
+
+from jinja2 import TemplateSyntaxError, nodes
+from jinja2.exceptions import SecurityError, TemplateError
+from jinja2.ext import Extension
+from jinja2.parser import Parser
+from jinja2.runtime import Context
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.utils import Namespace
+from jinja2.visitor import NodeTransformer
+
+from tunesmith.errors import DataError, ModelError
+from tunesmith.language import t
+
+MOST_TEMPLATE_CHARS = 100_000
+MOST_CHARS = 64_000_000
+MOST_SECONDS = 0.5
+MOST_BITS = 4096
+
+# Llama 3.1 falls back to this day itself. Today's date would make every prompt differ tomorrow.
+TODAY = date(2024, 7, 26)
+
+# Slow on purpose-made text, random, or able to grow it in ways that are not worth estimating.
+_NO_FILTERS = frozenset({"format", "pprint", "random", "striptags", "sum", "urlize", "wordwrap"})
+_NO_METHODS = frozenset({"encode", "format_map", "maketrans", "translate"})
+_COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "le", "gt", "ge")
+_FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
+
+
+class ChatTemplate:
+    """A compiled chat template. Instances may be shared between threads.
+
+    Raises:
+        ModelError: The template is too long, not Jinja, or asks for what no template needs.
+    """
+
+    def __init__(self, source: str) -> None:
+        if len(source) > MOST_TEMPLATE_CHARS:
+            raise ModelError(
+                t(
+                    "The chat template is {length} characters long, and at most {limit} are run;"
+                    " use the model's original template.",
+                    length=len(source),
+                    limit=MOST_TEMPLATE_CHARS,
+                )
+            )
+        self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
+        try:
+            with _allowance():
+                self._template = _Sandbox().from_string(source)
+        except (*_FAULTS, SyntaxError, RuntimeError, MemoryError) as error:
+            raise _unusable(error) from error
+
+    def render(self, **variables: Any) -> str:
+        """The text the template writes.
+
+        Raises:
+            ModelError: It reached for what is forbidden, or spent its time or space.
+            DataError: It refused these messages, or failed on them.
+        """
+        try:
+            with _allowance() as allowance:
+                pieces = []
+                for piece in self._template.root_render_func(self._template.new_context(variables)):
+                    allowance.spend(len(piece))
+                    pieces.append(piece)
+                return "".join(pieces)
+        except (SecurityError, RuntimeError, MemoryError) as error:
+            raise _unusable(error) from error
+        except _FAULTS as error:
+            raise DataError(
+                t("The model's chat template refuses these messages: {reason}", reason=_said(error))
+            ) from error
+
+
+def _unusable(error: BaseException) -> ModelError:
+    return ModelError(
+        t(
+            "The chat template cannot be run safely: {reason}; use the model's original template.",
+            reason=_said(error),
+        )
+    )
+
+
+def _said(error: BaseException) -> str:
+    """The template's own words, made harmless for a terminal."""
+    if isinstance(error, TemplateSyntaxError):
+        words = t("line {line}: {message}", line=error.lineno, message=error.message)
+    else:
+        words = str(error) or type(error).__name__
+    return "".join(char if char.isprintable() else " " for char in words[:200]).strip(" .")
+
+
+class _Allowance:
+    """What one rendering may still spend."""
+
+    def __init__(self) -> None:
+        self.chars = MOST_CHARS
+        # Processor time of this thread: a busy or sleeping machine must not fail a good template.
+        self.deadline = time.thread_time() + MOST_SECONDS
+
+    def spend(self, chars: int) -> None:
+        self.chars -= chars
+        if self.chars < 0:
+            raise SecurityError(t("it writes too much text"))
+        if time.thread_time() > self.deadline:
+            raise SecurityError(t("it runs too long"))
+
+
+_current: ContextVar[_Allowance] = ContextVar("allowance")
+
+
+@contextmanager
+def _allowance() -> Iterator[_Allowance]:
+    allowance = _Allowance()
+    token = _current.set(allowance)
+    try:
+        yield allowance
+    finally:
+        _current.reset(token)
+
+
+def _metered(value: Any) -> Any:
+    """`value`, once paid for."""
+    _current.get().spend(_size(value) + 1)
+    return value
+
+
+def _size(value: Any) -> int:
+    """Characters and items inside `value`, an item counted each time it is reached.
+
+    A list of lists of one list is small in memory but endless to print, so sharing is not seen.
+    """
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, int):
+        return _bits(value) // 8
+    total, waiting = 0, [value]
+    while waiting and total <= MOST_CHARS:
+        item = waiting.pop()
+        if isinstance(item, str):
+            total += len(item)
+        elif isinstance(item, Mapping):
+            total += 2 * len(item) + 1
+            waiting.extend(item.keys())
+            waiting.extend(item.values())
+        elif isinstance(item, list | tuple):
+            total += len(item) + 1
+            waiting.extend(item)
+    return total
+
+
+def _bits(number: int) -> int:
+    if number.bit_length() > MOST_BITS:
+        raise SecurityError(t("it computes with enormous numbers"))
+    return number.bit_length()
+
+
+def _afford(name: str, subject: Any, arguments: tuple[Any, ...]) -> None:
+    """Refuse a call whose result would be too long, before it is made."""
+    numbers = [abs(item) for item in arguments if isinstance(item, int)]
+    growth = 1 + max(numbers, default=0)
+    if name == "replace" and len(arguments) >= 2:
+        old, new = str(arguments[0]), str(arguments[1])
+        length = str(subject).count(old) * len(new)
+    elif name == "join":
+        length = _size(subject) * (1 + _size(list(arguments)))
+    elif name == "format":
+        length = _format_length(str(subject), arguments, "{") * growth
+    else:
+        length = _size(subject) * growth
+    if length > _current.get().chars:
+        raise SecurityError(t("it writes too much text"))
+
+
+def _format_length(pattern: str, arguments: Any, mark: str) -> int:
+    if re.search(r"\d{4}", pattern):
+        raise SecurityError(t("it writes too much text"))
+    return len(pattern) + pattern.count(mark) * (1000 + _size(arguments))
+
+
+def _charged(function: Any) -> Callable[..., Any]:
+    """A filter or test that pays for what it makes."""
+
+    @wraps(function)  # also copies Jinja's mark that asks for the context as first argument
+    def charged(*arguments: Any, **named: Any) -> Any:
+        values = tuple(_settled(item) for item in arguments)
+        start = 1 if hasattr(function, "jinja_pass_arg") else 0
+        others = (*values[start + 1 :], *named.values())
+        _afford(function.__name__.removeprefix("do_"), values[start], others)
+        return _metered(function(*values, **named))
+
+    return charged
+
+
+def _settled(value: Any) -> Any:
+    return list(value) if isinstance(value, GeneratorType) else value
+
+
+class _Generation(Extension):
+    """`{% generation %}…{% endgeneration %}`: marks the answer for others; we need no mark."""
+
+    tags = {"generation"}  # noqa: RUF012
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.Scope(body, lineno=line)
+
+
+class _Meter(NodeTransformer):
+    """Puts a payment on what Jinja compiles to bare Python, out of the sandbox's sight."""
+
+    def visit_For(self, node: nodes.For) -> nodes.Node:
+        self.generic_visit(node)
+        node.body.insert(0, nodes.ExprStmt(_paid(nodes.Const(None)), lineno=node.lineno))
+        return node
+
+    def visit_Getitem(self, node: nodes.Getitem) -> nodes.Node:
+        self.generic_visit(node)
+        return _paid(node) if isinstance(node.arg, nodes.Slice) else node
+
+    def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:
+        self.generic_visit(node)
+        return _paid(node) if node.ctx == "load" else node
+
+    def _pay(self, node: nodes.Expr) -> nodes.Node:
+        self.generic_visit(node)
+        return _paid(node)
+
+    visit_List = visit_Dict = visit_Concat = visit_Compare = _pay
+
+
+def _paid(node: nodes.Expr) -> nodes.Filter:
+    return nodes.Filter(node, "_metered", [], [], None, None, lineno=node.lineno)
+
+
+class _Namespace(Namespace):
+    """Jinja's, without private names, and printed without following what it holds."""
+
+    def __init__(*args: Any, **kwargs: Any) -> None:
+        self, attributes = args[0], dict(*args[1:], **kwargs)
+        for name in attributes:
+            _check_name(name)
+        Namespace.__init__(self, attributes)
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        _check_name(name)
+        Namespace.__setitem__(self, name, value)
+
+    def __repr__(self) -> str:
+        return "<namespace>"
+
+
+def _check_name(name: str) -> None:
+    if name.startswith("_"):
+        raise SecurityError(t("it reaches for the private name {name}", name=name))
+
+
+class _Sandbox(ImmutableSandboxedEnvironment):
+    intercepted_binops = frozenset({"+", "-", "*", "/", "//", "**", "%"})
+
+    def __init__(self) -> None:
+        super().__init__(
+            trim_blocks=True,
+            lstrip_blocks=True,
+            optimized=False,  # constants would be folded while compiling
+            finalize=_metered,
+            extensions=["jinja2.ext.loopcontrols", _Generation],
+        )
+        self.filters["tojson"] = _tojson
+        self.filters = {
+            name: _charged(function)
+            for name, function in self.filters.items()
+            if name not in _NO_FILTERS
+        }
+        self.filters["_metered"] = _metered
+        self.tests |= {name: _charged(self.tests[name]) for name in _COMPARING_TESTS}
+        del self.globals["lipsum"]
+        self.globals |= {
+            "raise_exception": _raise_exception,
+            "strftime_now": _strftime_now,
+            "namespace": _Namespace,
+        }
+        self.concat = _concat  # type: ignore[method-assign]
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree: nodes.Template = _Meter().visit(super()._parse(source, name, filename))
+        tree.set_environment(self)
+        return tree
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        return attr not in _NO_METHODS and super().is_safe_attribute(obj, attr, value)
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        if operator == "%" and isinstance(left, str):
+            _afford("format", left.replace("%", "{"), (right,))
+        elif operator == "*":
+            _afford("*", left, (right,))
+            _afford("*", right, (left,))
+        elif operator == "**":
+            _bits(1 << min(abs(int(right)) * int(left).bit_length(), MOST_BITS + 1))
+        return _metered(super().call_binop(context, operator, left, right))
+
+    # The names keep clear of a template's own keyword arguments, as in Jinja.
+    def call(__self, __context: Context, __obj: Any, *args: Any, **kwargs: Any) -> Any:
+        values = tuple(_settled(item) for item in args)
+        maker = getattr(__obj, "__wrapped__", __obj)
+        subject = getattr(maker, "__self__", None)
+        _afford(getattr(maker, "__name__", ""), subject, (*values, *kwargs.values()))
+        return _metered(super().call(__context, __obj, *values, **kwargs))
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Jinja's own escapes HTML, which no model was trained on."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+def _raise_exception(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _strftime_now(pattern: str) -> str:
+    return TODAY.strftime(pattern[:100])
+
+
+def _concat(parts: Iterable[str]) -> str:
+    pieces = list(parts)
+    _current.get().spend(sum(map(len, pieces)))
+    return "".join(pieces)

@@ -1,0 +1,475 @@
+"""Reading training files: every form and format, every place exact, no bytes that crash."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from tunesmith.data.convert import as_row, write_messages
+from tunesmith.data.findings import Finding
+from tunesmith.data.json_rows import MAX_ROW_BYTES
+from tunesmith.data.messages import Conversation, Identity, Message
+from tunesmith.data.sources import read
+from tunesmith.errors import UsageError
+from tunesmith.language import set_language
+
+EXAMPLES = Path(__file__).parent.parent / "examples" / "data"
+ROW = {"instruction": "问", "input": "", "output": "答"}
+
+
+@pytest.fixture(autouse=True)
+def english() -> None:
+    set_language("en")
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write
+
+
+Save = Callable[[str, str | bytes], Path]
+
+
+def conversations(*files: Path) -> list[Conversation]:
+    items = list(read(files))
+    bad = [item for item in items if isinstance(item, Finding) and item.is_error]
+    assert not bad
+    return [item for item in items if isinstance(item, Conversation)]
+
+
+def findings(*files: Path) -> list[Finding]:
+    return [item for item in read(files) if isinstance(item, Finding)]
+
+
+def lines(*files: Path) -> list[int]:
+    return [row.place.line for row in conversations(*files) if row.place is not None]
+
+
+def turns(conversation: Conversation) -> list[tuple[str, str]]:
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+def jsonl(*rows: Any) -> str:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+
+
+def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
+    import pyarrow
+    from pyarrow.parquet import write_table
+
+    write_table(pyarrow.Table.from_pylist(rows), path)
+    return path
+
+
+# Forms
+
+
+def test_alpaca_with_system_and_history(save: Save) -> None:
+    row = {
+        "system": "Be brief.",
+        "instruction": "Translate.",
+        "input": "山",
+        "output": "Mountain.",
+        "history": [["Hi", "Hello!"]],
+    }
+    [found] = conversations(save("a.json", json.dumps([row])))
+    assert turns(found) == [
+        ("system", "Be brief."),
+        ("user", "Hi"),
+        ("assistant", "Hello!"),
+        ("user", "Translate.\n山"),
+        ("assistant", "Mountain."),
+    ]
+
+
+@pytest.mark.parametrize(
+    "names", [("instruction", "output"), ("prompt", "completion"), ("query", "response")]
+)
+def test_question_and_answer_go_by_their_usual_names(save: Save, names: tuple[str, str]) -> None:
+    [found] = conversations(save("a.jsonl", jsonl(dict(zip(names, ("Q", "A"), strict=True)))))
+    assert turns(found) == [("user", "Q"), ("assistant", "A")]
+
+
+def test_sharegpt_calls_and_observations_become_tool_turns() -> None:
+    first, second = conversations(EXAMPLES / "sharegpt.jsonl")
+    assert [message.role for message in first.messages] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+    call = first.messages[2].tool_calls[0]
+    arguments = {"title": "The Hobbit"}
+    assert call == {"type": "function", "function": {"name": "find_book", "arguments": arguments}}
+    assert first.messages[2].content == ""
+    assert first.tools[0]["type"] == "function"
+    assert first.tools[0]["function"]["name"] == "find_book"
+    assert second.tools == ()
+
+
+def test_calls_after_text_and_several_calls_are_one_turn(save: Save) -> None:
+    call = json.dumps({"name": "f", "arguments": "{}"})
+    said = [("human", "q"), ("gpt", "Let me see."), ("function_call", call)]
+    said += [("function_call", call), ("observation", "1"), ("tool", "2"), ("gpt", "a")]
+    row = {"conversations": [{"from": role, "value": value} for role, value in said]}
+    [found] = conversations(save("a.json", json.dumps([row])))
+    assert [message.role for message in found.messages] == [
+        "user",
+        "assistant",
+        "tool",
+        "tool",
+        "assistant",
+    ]
+    assert found.messages[1].content == "Let me see."
+    assert len(found.messages[1].tool_calls) == 2
+
+
+def test_openai_messages_with_tools_parts_and_identity(save: Save) -> None:
+    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
+    row = {
+        "messages": [
+            {"role": "developer", "content": "S"},
+            {"role": "user", "content": [{"type": "text", "text": part} for part in "ab"]},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "f"},
+            {"role": "assistant", "content": "c"},
+        ],
+        "tools": [{"type": "function", "function": {"name": "f"}}],
+        "identity": {"name": "N", "author": "A"},
+    }  # fmt: skip
+    [found] = conversations(save("a.jsonl", jsonl(row)))
+    assert turns(found)[:2] == [("system", "S"), ("user", "ab")]
+    assert found.messages[2].tool_calls[0]["function"]["arguments"] == {"x": 1}
+    assert found.messages[2].tool_calls[0]["id"] == "c1"
+    assert found.messages[3] == Message("tool", "3", name="f", tool_call_id="c1")
+    assert found.identity == Identity("N", "A")
+
+
+# Formats
+
+
+def test_one_row_in_every_format_is_the_same_conversation(save: Save, tmp_path: Path) -> None:
+    files = [
+        save("array.json", json.dumps([ROW], indent=2)),
+        save("array.jsonl", json.dumps([ROW])),
+        save("lines.jsonl", jsonl(ROW)),
+        save("lines.json", jsonl(ROW)),
+        save("object.json", json.dumps(ROW, indent=2)),
+        save("table.csv", "instruction,input,output\n问,,答\n"),
+        save("table.tsv", "instruction\tinput\toutput\n问\t\t答\n"),
+        save("table.txt", "instruction;output\n问;答\n"),
+        save("excel.jsonl", b"\xef\xbb\xbfinstruction,output\r\n\xe9\x97\xae,\xe7\xad\x94\r\n"),
+        parquet(tmp_path / "table.parquet", [ROW]),
+        parquet(tmp_path / "parquet.csv", [ROW]),
+    ]
+    found = conversations(*files)
+    assert [row.messages for row in found] == [found[0].messages] * len(files)
+    assert [row.place.file for row in found if row.place] == files
+
+
+def test_chat_rows_in_tables(save: Save, tmp_path: Path) -> None:
+    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["messages", "tools"])
+    writer.writerow([json.dumps(messages), ""])
+    for file in (
+        save("a.csv", text.getvalue()),
+        parquet(tmp_path / "a.parquet", [{"messages": messages, "tools": None}]),
+    ):
+        [found] = conversations(file)
+        assert turns(found) == [("user", "q"), ("assistant", "a")]
+
+
+def test_rows_keep_their_lines(save: Save, tmp_path: Path) -> None:
+    assert lines(save("a.json", json.dumps([ROW] * 3, indent=2))) == [2, 7, 12]
+    assert lines(save("b.jsonl", jsonl(ROW) + "\n" + jsonl(ROW))) == [1, 3]
+    assert lines(save("c.csv", 'instruction,output\n"a\nb",c\nd,e\n')) == [2, 4]
+    assert lines(parquet(tmp_path / "d.parquet", [ROW] * 600))[-1] == 600
+
+
+def test_byte_order_mark_and_crlf_are_named_and_harmless(save: Save) -> None:
+    body = jsonl(ROW) + jsonl(ROW).replace("\n", "\r\n") * 2
+    for name, text in (("a.jsonl", body), ("a.json", f"[\n{body.replace('}', '},')}]")):
+        found = list(read([save(name, b"\xef\xbb\xbf" + text.encode())]))
+        notes = [item for item in found if isinstance(item, Finding)]
+        assert [note.kind for note in notes] == ["byte-order-mark", "crlf"]
+        assert [note.place.line for note in notes] == [1, 2 if name == "a.jsonl" else 3]
+        assert not any(note.is_error for note in notes)
+        assert len(found) - len(notes) == 3
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le"])
+def test_utf16_is_refused_once(save: Save, encoding: str) -> None:
+    [finding] = findings(save("a.jsonl", (jsonl(ROW) * 3).encode(encoding)))
+    assert finding.kind in {"encoding", "unsupported-file"}
+    assert finding.is_error
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv"])
+def test_gbk_is_named_with_its_line(save: Save, name: str) -> None:
+    good = {"instruction": "q", "output": "a"}
+    text = {
+        "a.jsonl": jsonl(good, ROW),
+        "a.json": f"[{json.dumps(good)},\n{json.dumps(ROW, ensure_ascii=False)}]",
+        "a.csv": "instruction,output\n问,答\n",
+    }[name]
+    [finding] = findings(save(name, text.encode("gbk")))
+    assert (finding.kind, finding.place.line) == ("encoding", 2)
+    assert "GBK" in finding.problem
+    assert "UTF-8" in finding.fix
+
+
+def test_a_broken_line_does_not_hide_the_next(save: Save) -> None:
+    file = save("a.jsonl", jsonl(ROW) + '{"instruction": "q", }\n' + jsonl(ROW))
+    items = list(read([file]))
+    assert [type(item) for item in items] == [Conversation, Finding, Conversation]
+    [finding] = [item for item in items if isinstance(item, Finding)]
+    assert str(finding).startswith(f"{file}:2: ")
+    assert "column 22" in finding.problem
+    assert finding.fix == "Delete the comma before it."
+
+
+def test_a_broken_row_in_an_array_does_not_hide_the_next(save: Save) -> None:
+    text = json.dumps([ROW] * 4, indent=2).splitlines()
+    assert text[8] == '    "input": "",'
+    text[8] = '    "input": ""'
+    items = list(read([save("a.json", "\n".join(text))]))
+    places = [(type(item), item.place.line) for item in items if item.place]
+    assert places == [(Conversation, 2), (Finding, 10), (Conversation, 12), (Conversation, 17)]
+
+
+def test_a_row_that_lost_its_end_costs_only_itself(save: Save) -> None:
+    text = json.dumps([ROW] * 3, indent=2).splitlines()
+    assert text[5] == "  },"
+    del text[5]
+    items = list(read([save("a.json", "\n".join(text))]))
+    assert [type(item) for item in items] == [Finding, Conversation, Conversation]
+
+
+def test_a_compact_array_stops_at_the_broken_row_and_says_so(save: Save) -> None:
+    text = json.dumps([ROW] * 3).replace('"output"', "output", 1)
+    [finding] = list(read([save("a.json", text)]))
+    assert isinstance(finding, Finding)
+    assert "not read" in finding.fix
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ('{"instruction": "a", "output": "b", "output": "c"}', "duplicate-key"),
+        ('{"instruction": "a", "output": NaN}', "not-a-number"),
+        ('{"instruction": "a", "output": "\\ud800"}', "encoding"),
+        ('{"instruction": "a", "output": ' + "[" * 100_000 + "}", "broken-row"),
+        ('{"instruction": "a", "output": ' + "9" * 5000 + "}", "broken-row"),
+        ('{"instruction": "a", "output": 3}', "wrong-type"),
+        ('{"instruction": "a", "output": null}', "missing-field"),
+        ('{"instruction": "a"}', "missing-field"),
+        ('{"output": "a"}', "missing-field"),
+        ('{"text": "a"}', "unknown-form"),
+        ('{"messages": "hello"}', "broken-row"),
+        ('{"messages": {"role": "user"}}', "wrong-type"),
+        ('{"messages": [{"role": "bot", "content": "a"}]}', "unknown-role"),
+        ('{"messages": [{"role": ["user"], "content": "a"}]}', "unknown-role"),
+        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "wrong-type"),
+        ('{"messages": [{"role": "user"}]}', "missing-field"),
+        ('{"messages": [{"role": "user", "tool_calls": {"name": "f"}}]}', "role-order"),
+        ('{"conversations": [{"from": "function_call", "value": "f(x)"}]}', "broken-row"),
+        ('{"conversations": [{"from": "function_call", "value": "{}"}]}', "missing-field"),
+        ('{"conversations": [], "tools": "[{}]"}', "missing-field"),
+        ('{"system": "a", "messages": [{"role": "system", "content": "b"}]}', "role-order"),
+        ('{"instruction": "a", "output": "b", "history": [["c"]]}', "wrong-type"),
+    ],
+)  # fmt: skip
+def test_a_bad_row_is_a_finding_with_a_fix(save: Save, text: str, kind: str) -> None:
+    for file in (save("a.jsonl", text + "\n"), save("a.json", f"[\n{text}\n]")):
+        first = next(item for item in read([file]))
+        assert isinstance(first, Finding)
+        assert (first.kind, first.severity) == (kind, "error")
+        assert first.place.line == (1 if file.suffix == ".jsonl" else 2)
+        assert first.fix
+
+
+def test_deep_arguments_are_refused_before_they_are_hashed(save: Save) -> None:
+    deep = "[" * 300 + "]" * 300
+    call = f'{{"name": "f", "arguments": {{"x": {deep}}}}}'
+    row = {"conversations": [{"from": "function_call", "value": call}]}
+    [finding] = findings(save("a.jsonl", jsonl(row)))
+    assert finding.kind == "wrong-type"
+    assert finding.field == "conversations[0].value.arguments"
+
+
+def test_unknown_fields_name_what_was_found_and_what_is_accepted(save: Save) -> None:
+    for file in (save("a.jsonl", jsonl({"text": "x", "label": 1})), save("a.csv", "text,label\n")):
+        [finding] = findings(file)
+        assert "text, label" in finding.problem
+        for form in ("messages", "conversations", "instruction"):
+            assert form in finding.fix
+
+
+def test_an_unused_field_is_named_once(save: Save) -> None:
+    message = {"role": "user", "content": "q", "weight": 0}
+    answer = {"role": "assistant", "content": "a"}
+    row = {"messages": [message, answer], "sytem": "typo", "note": None}
+    found = findings(save("a.jsonl", jsonl(row, row)))
+    assert [(item.field, item.severity) for item in found] == [
+        ("sytem", "warning"),
+        ("messages[].weight", "warning"),
+    ]
+
+
+def test_a_ten_megabyte_line_is_named_and_the_next_is_read(save: Save) -> None:
+    large = {"instruction": "q", "output": "字" * (10 * 1024 * 1024 // 3)}
+    for name, text in (
+        ("a.jsonl", jsonl(large, ROW)),
+        ("a.json", json.dumps([large, ROW], ensure_ascii=True)),
+    ):
+        items = list(read([save(name, text)]))
+        assert [type(item) for item in items] == [Finding, Conversation]
+        assert isinstance(items[0], Finding)
+        assert items[0].kind == "too-large"
+    almost = {"instruction": "q", "output": "x" * (MAX_ROW_BYTES - 100)}
+    assert len(conversations(save("b.jsonl", jsonl(almost)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "kind"),
+    [
+        ("a.jsonl", b"", "empty-file"),
+        ("a.json", b"[]", "empty-file"),
+        ("a.csv", b"instruction,output\n", "empty-file"),
+        ("a.jsonl", b"\n \n", "empty-file"),
+        ("a.json", b'[{"instruction": "q", "output": "a"}', "broken-row"),
+        ("a.json", b'[{"instruction": "q", "output": "a"}] 1', "broken-row"),
+        ("a.xlsx", b"PK\x03\x04\x00\x00", "unsupported-file"),
+        ("a.md", b"# A title\n", "unsupported-file"),
+        ("a.parquet", b"PAR1 is not enough", "broken-row"),
+        ("a.csv", b"instruction,output\na,b,c\n", "broken-row"),
+        ("a.csv", b'instruction,output\n"a,b\n', "broken-row"),
+        ("a.csv", b'instruction,output\n"a"b,c\n', "broken-row"),
+    ],
+)
+def test_a_bad_file_is_a_finding(save: Save, name: str, content: bytes, kind: str) -> None:
+    assert [item.kind for item in findings(save(name, content))] == [kind]
+
+
+def test_a_cut_parquet_file_is_a_finding(tmp_path: Path) -> None:
+    file = parquet(tmp_path / "a.parquet", [ROW] * 50)
+    file.write_bytes(file.read_bytes()[:-40])
+    assert [item.kind for item in findings(file)] == ["broken-row"]
+
+
+def test_missing_files_and_folders_are_refused_before_reading(save: Save, tmp_path: Path) -> None:
+    good = save("a.jsonl", jsonl(ROW))
+    with pytest.raises(UsageError, match="does not exist"):
+        read([good, tmp_path / "none.jsonl"])
+    with pytest.raises(UsageError, match="folder"):
+        read([tmp_path])
+
+
+# Properties
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
+arguments = st.dictionaries(texts, st.one_of(st.integers(), texts, st.lists(st.booleans())))
+calls = st.builds(
+    lambda name, values: {"type": "function", "function": {"name": name, "arguments": values}},
+    texts.filter(bool),
+    arguments,
+)
+plain_turns = st.builds(Message, st.sampled_from(["system", "user", "assistant", "tool"]), texts)
+call_turns = st.builds(
+    lambda text, made: Message("assistant", text, tool_calls=tuple(made)),
+    texts,
+    st.lists(calls, min_size=1, max_size=2),
+)
+rows = st.builds(
+    Conversation,
+    messages=st.lists(st.one_of(plain_turns, call_turns), max_size=4).map(tuple),
+    tools=st.lists(
+        st.builds(
+            lambda name: {"type": "function", "function": {"name": name}}, texts.filter(bool)
+        ),
+        max_size=2,
+    ).map(tuple),
+    identity=st.one_of(st.none(), st.builds(Identity, texts, texts)),
+)
+quick = settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+@quick
+@given(st.lists(rows, min_size=1, max_size=4))
+def test_what_is_written_is_read_back(tmp_path: Path, written: list[Conversation]) -> None:
+    file = tmp_path / "rows.jsonl"
+    write_messages(file, written, overwrite=True)
+    found = conversations(file)
+    assert [as_row(row) for row in found] == [as_row(row) for row in written]
+    assert [(row.messages, row.tools, row.identity) for row in found] == [
+        (row.messages, row.tools, row.identity) for row in written
+    ]
+
+
+json_like = st.text(st.sampled_from('[]{}:," \n\t\\abu0d8instructionoutput'), max_size=60)
+openings = st.sampled_from(
+    [
+        b"",
+        b"[",
+        b'{"instruction": "',
+        b"instruction,output\n",
+        b"PAR1",
+        b"\xef\xbb\xbf",
+        b"\xff\xfe",
+    ]
+)
+
+
+@settings(quick, max_examples=300)
+@given(openings, st.one_of(st.binary(max_size=80), json_like.map(str.encode)), st.booleans())
+@example(b"[", b'\n{"a": 1\n{"a": 1', True)
+@example(b"", b"[" * 5000, True)
+@example(b"instruction,output\n", b"\r,\r", False)
+def test_no_bytes_crash_the_reader(
+    tmp_path: Path, opening: bytes, rest: bytes, is_json: bool
+) -> None:
+    file = tmp_path / ("a.json" if is_json else "a.csv")
+    file.write_bytes(opening + rest)
+    items = list(read([file]))
+    assert items
+    for item in items:
+        assert item.place is not None
+        assert 1 <= item.place.line <= (opening + rest).count(b"\n") + 2
+
+
+row_names = ["messages", "conversations", "instruction", "output", "history", "system", "tools"]
+turn_names = ["role", "from", "content", "value", "tool_calls", "function", "name", "arguments"]
+names = st.sampled_from([*row_names, *turn_names, "identity"])
+any_json = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(), texts),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(names, inner, max_size=4)),
+    max_leaves=12,
+)
+
+
+@settings(quick, max_examples=200)
+@given(st.dictionaries(names, any_json, max_size=5))
+def test_no_json_crashes_the_reader(tmp_path: Path, row: dict[str, Any]) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    assert list(read([file]))
