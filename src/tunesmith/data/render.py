@@ -227,7 +227,8 @@ class _Script:
             messages = self._messages[:count]
             if messages and messages[0]["role"] == "system" and self._format.folds_system:
                 messages = _fold_system(messages)
-            self._texts[count, ask] = self._format.write(messages, self._tools, ask=ask)
+            text = self._format.write(messages, self._tools, ask=ask)
+            self._texts[count, ask] = _whole(text)
         return self._texts[count, ask]
 
     def prompt(self, count: int) -> list[_Piece]:
@@ -330,6 +331,20 @@ class _Script:
 
     def _literal(self, stand_in: str) -> str:
         return list(self._stand_ins)[ord(stand_in) - _PRIVATE]
+
+
+def _whole(text: str) -> str:
+    """`text`, unless it holds half a character, which JSON can spell and no tokenizer takes."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            t(
+                "A message holds half a character (a lone surrogate, {code}); take it out.",
+                code=f"U+{ord(text[error.start]):04X}",
+            )
+        ) from error
+    return text
 
 
 def _goes_on(chain: list[_Piece], prompt: list[_Piece]) -> bool:

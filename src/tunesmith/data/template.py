@@ -10,15 +10,14 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 from contextlib import contextmanager
 from contextvars import ContextVar
 from datetime import date
 from functools import wraps
-from types import GeneratorType
 from typing import Any
 
-from jinja2 import TemplateSyntaxError, nodes
+from jinja2 import TemplateSyntaxError, Undefined, nodes
 from jinja2.exceptions import SecurityError, TemplateError
 from jinja2.ext import Extension
 from jinja2.parser import Parser
@@ -30,17 +29,20 @@ from jinja2.visitor import NodeTransformer
 from tunesmith.errors import DataError, ModelError
 from tunesmith.language import t
 
-MOST_TEMPLATE_CHARS = 100_000
-MOST_CHARS = 64_000_000
-MOST_SECONDS = 0.5
+MOST_TEMPLATE_CHARS = 64_000  # the longest in use have about 30,000
+MOST_SECONDS = 0.4
+MOST_CHARS = 16_000_000
+CHARS_PER_CHAR = 50  # and so many for each that the conversation has
 MOST_BITS = 4096
 
 # Llama 3.1 falls back to this day itself. Today's date would make every prompt differ tomorrow.
 TODAY = date(2024, 7, 26)
 
 # Slow on purpose-made text, random, or able to grow it in ways that are not worth estimating.
-_NO_FILTERS = frozenset({"format", "pprint", "random", "striptags", "sum", "urlize", "wordwrap"})
-_NO_METHODS = frozenset({"encode", "format_map", "maketrans", "translate"})
+_NO_FILTERS = frozenset(
+    ("format", "groupby", "pprint", "random", "striptags", "sum", "urlize", "wordwrap", "xmlattr")
+)
+_NO_METHODS = frozenset({"encode", "maketrans", "translate"})
 _COMPARING_TESTS = ("eq", "equalto", "==", "ne", "!=", "in", "lt", "le", "gt", "ge")
 _FAULTS = (TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError)
 
@@ -64,7 +66,7 @@ class ChatTemplate:
             )
         self.sha256 = hashlib.sha256(source.encode("utf-8", "surrogatepass")).hexdigest()
         try:
-            with _allowance():
+            with _allowance({}):
                 self._template = _Sandbox().from_string(source)
         except (*_FAULTS, SyntaxError, RuntimeError, MemoryError) as error:
             raise _unusable(error) from error
@@ -77,7 +79,7 @@ class ChatTemplate:
             DataError: It refused these messages, or failed on them.
         """
         try:
-            with _allowance() as allowance:
+            with _allowance(variables) as allowance:
                 pieces = []
                 for piece in self._template.root_render_func(self._template.new_context(variables)):
                     allowance.spend(len(piece))
@@ -112,8 +114,8 @@ def _said(error: BaseException) -> str:
 class _Allowance:
     """What one rendering may still spend."""
 
-    def __init__(self) -> None:
-        self.chars = MOST_CHARS
+    def __init__(self, given: Mapping[str, Any]) -> None:
+        self.chars = MOST_CHARS + CHARS_PER_CHAR * _size(given, MOST_CHARS)
         # Processor time of this thread: a busy or sleeping machine must not fail a good template.
         self.deadline = time.thread_time() + MOST_SECONDS
 
@@ -129,8 +131,8 @@ _current: ContextVar[_Allowance] = ContextVar("allowance")
 
 
 @contextmanager
-def _allowance() -> Iterator[_Allowance]:
-    allowance = _Allowance()
+def _allowance(given: Mapping[str, Any]) -> Iterator[_Allowance]:
+    allowance = _Allowance(given)
     token = _current.set(allowance)
     try:
         yield allowance
@@ -140,21 +142,23 @@ def _allowance() -> Iterator[_Allowance]:
 
 def _metered(value: Any) -> Any:
     """`value`, once paid for."""
-    _current.get().spend(_size(value) + 1)
+    allowance = _current.get()
+    allowance.spend(_size(value, allowance.chars) + 1)
     return value
 
 
-def _size(value: Any) -> int:
-    """Characters and items inside `value`, an item counted each time it is reached.
+def _size(value: Any, limit: int) -> int:
+    """Characters and items inside `value`, counted until they pass `limit`.
 
-    A list of lists of one list is small in memory but endless to print, so sharing is not seen.
+    A list of lists of one list is small in memory but endless to print, so an item counts each
+    time it is reached.
     """
     if isinstance(value, str):
         return len(value)
     if isinstance(value, int):
         return _bits(value) // 8
     total, waiting = 0, [value]
-    while waiting and total <= MOST_CHARS:
+    while waiting and total <= limit:
         item = waiting.pop()
         if isinstance(item, str):
             total += len(item)
@@ -176,25 +180,26 @@ def _bits(number: int) -> int:
 
 def _afford(name: str, subject: Any, arguments: tuple[Any, ...]) -> None:
     """Refuse a call whose result would be too long, before it is made."""
-    numbers = [abs(item) for item in arguments if isinstance(item, int)]
-    growth = 1 + max(numbers, default=0)
+    limit = _current.get().chars
     if name == "replace" and len(arguments) >= 2:
-        old, new = str(arguments[0]), str(arguments[1])
-        length = str(subject).count(old) * len(new)
-    elif name == "join":
-        length = _size(subject) * (1 + _size(list(arguments)))
-    elif name == "format":
-        length = _format_length(str(subject), arguments, "{") * growth
+        length = str(subject).count(str(arguments[0])) * len(str(arguments[1]))
+    elif name in ("format", "format_map"):
+        length = _format_length(str(subject), arguments, limit)
     else:
-        length = _size(subject) * growth
-    if length > _current.get().chars:
+        growth = max((abs(item) for item in arguments if isinstance(item, int)), default=0)
+        if name == "join":
+            growth += _size(list(arguments), limit)
+        length = _size(subject, limit) * (1 + growth)
+    if length > limit:
         raise SecurityError(t("it writes too much text"))
 
 
-def _format_length(pattern: str, arguments: Any, mark: str) -> int:
-    if re.search(r"\d{4}", pattern):
+def _format_length(pattern: str, arguments: Any, limit: int) -> int:
+    """What a format may write at most, unless its widths are long or computed."""
+    if re.search(r"\d{4}|%[^a-z%]*\*|\{[^{}]*\{", pattern.replace("{{", "")):
         raise SecurityError(t("it writes too much text"))
-    return len(pattern) + pattern.count(mark) * (1000 + _size(arguments))
+    places = pattern.count("{") + pattern.count("%")
+    return len(pattern) + places * (1000 + _size(arguments, limit))
 
 
 def _charged(function: Any) -> Callable[..., Any]:
@@ -212,7 +217,12 @@ def _charged(function: Any) -> Callable[..., Any]:
 
 
 def _settled(value: Any) -> Any:
-    return list(value) if isinstance(value, GeneratorType) else value
+    """`value`, made a list if its items cannot be counted otherwise."""
+    return (
+        list(value)
+        if isinstance(value, Iterator | KeysView | ValuesView | ItemsView | range)
+        else value
+    )
 
 
 class _Generation(Extension):
@@ -310,9 +320,18 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
         return attr not in _NO_METHODS and super().is_safe_attribute(obj, attr, value)
 
+    def unsafe_undefined(self, obj: Any, attribute: str) -> Undefined:
+        raise SecurityError(
+            t(
+                "it reaches for {name} of a {kind}",
+                name=attribute,
+                kind=type(obj).__name__,
+            )
+        )
+
     def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
         if operator == "%" and isinstance(left, str):
-            _afford("format", left.replace("%", "{"), (right,))
+            _afford("format", left, (right,))
         elif operator == "*":
             _afford("*", left, (right,))
             _afford("*", right, (left,))
