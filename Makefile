@@ -1,16 +1,18 @@
+# PYTHON chooses the interpreter the environment is made with: make test PYTHON=python3.12
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint bench clean
+.PHONY: setup demo test lint docs bench clean
 
 setup: $(VENV)/.done
 
 $(VENV)/.done: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("tunesmith needs Python 3.11 or newer, and $(PYTHON) is " + sys.version.split()[0] + "; try: make $(or $(MAKECMDGOALS),setup) PYTHON=python3.12")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25.1'
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
-	touch $@
+	@touch $@
 
 demo: setup
 	$(BIN)/tunesmith demo
@@ -21,11 +23,14 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: setup lint
+test: lint
 	$(BIN)/python -m pytest
+
+docs: setup
+	$(BIN)/python docs/generate_cli.py
 
 bench: setup
 	$(BIN)/python benchmarks/chat.py
 
 clean:
-	rm -rf $(VENV) runs demo
+	rm -rf $(VENV)

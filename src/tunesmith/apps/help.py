@@ -179,8 +179,11 @@ def display_width(text: str) -> int:
 def wrap(text: str, columns: int) -> Iterator[str]:
     """Lines of at most `columns`; a break may stand at a space or beside a full-width character."""
     line = ""
-    for piece in re.findall(r"\s+|[\u2e80-\u9fff\uff00-\uffef\u3000-\u303f][，。；：、）！？]*|"
-                            r"[^\s\u2e80-\u9fff\uff00-\uffef\u3000-\u303f]+[，。；：、）！？]*", text):
+    for piece in re.findall(
+        r"\s+|[\u2e80-\u9fff\uff00-\uffef\u3000-\u303f][，。；：、）！？]*|"
+        r"[^\s\u2e80-\u9fff\uff00-\uffef\u3000-\u303f]+[，。；：、）！？]*",
+        text,
+    ):
         if display_width(line + piece.rstrip()) > columns and line.strip():
             yield line.rstrip()
             line = ""

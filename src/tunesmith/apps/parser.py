@@ -1,10 +1,11 @@
 """One command's line as cyclopts parses it: flags come from the signature of its function."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cyclopts.exceptions as kinds
 from cyclopts import App, CycloptsError, Parameter, Token
 
 from tunesmith import runs
@@ -56,29 +57,14 @@ def _app(name: str) -> App:
 
 def _explain(error: CycloptsError) -> str:
     """The parser's complaint as one sentence in the reader's language."""
-    import cyclopts.exceptions as kinds
-
-    name = _name(error.argument)
-    if isinstance(error, kinds.UnknownOptionError):
-        return _unknown_option(error)
-    if isinstance(error, kinds.CoercionError):
-        return _wrong_value(error, name)
-    if isinstance(error, kinds.RepeatArgumentError):
-        return t("{flag} is given twice.", flag=error.token.keyword)
-    if isinstance(error, kinds.MissingArgumentError):
-        if error.argument is not None and error.argument.tokens == [] and error.keyword is None:
-            return t("{flag} is missing.", flag=name)
-        return t("{flag} needs a value.", flag=error.keyword or name)
-    if isinstance(error, kinds.UnusedCliTokensError):
-        extra = " ".join(error.unused_tokens or ())
-        return t("do not know what to do with {words!r}.", words=extra)
-    return str(error).replace("\n", " ")
-
-
-def _name(argument: "Argument | None") -> str:
-    if argument is None:
-        return ""
-    return argument.name.upper() if argument.index is not None else argument.name
+    sentences: dict[type[CycloptsError], Callable[[Any], str]] = {
+        kinds.UnknownOptionError: _unknown_option,
+        kinds.CoercionError: _wrong_value,
+        kinds.MissingArgumentError: _missing,
+        kinds.RepeatArgumentError: _repeated,
+        kinds.UnusedCliTokensError: _too_many,
+    }
+    return sentences.get(type(error), _in_english)(error)
 
 
 def _unknown_option(error: Any) -> str:
@@ -92,21 +78,40 @@ def _unknown_option(error: Any) -> str:
     return t("there is no {option}.", option=option)
 
 
-def _wrong_value(error: Any, name: str) -> str:
-    choices = error.argument.get_choices() if error.argument is not None else None
-    value = error.token.value if error.token is not None else ""
-    flag = (error.token.keyword if error.token is not None else None) or name
+def _wrong_value(error: Any) -> str:
+    flag = error.token.keyword if error.token and error.token.keyword else _name(error.argument)
+    choices = error.argument.get_choices() if error.argument else None
     if choices:
-        return t(
-            "{flag} must be one of {choices}, not {value!r}.",
-            flag=flag,
-            choices=", ".join(choices),
-            value=value,
-        )
-    if error.target_type in (int, float):
-        kind = t("a whole number") if error.target_type is int else t("a number")
-        return t("{flag} must be {kind}, not {value!r}.", flag=flag, kind=kind, value=value)
-    return str(error).replace("\n", " ")
+        wanted = t("one of {choices}", choices=", ".join(choices))
+    elif error.target_type in (int, float):
+        wanted = t("a whole number") if error.target_type is int else t("a number")
+    else:
+        return _in_english(error)
+    return t(
+        "{flag} must be {wanted}, not {value!r}.", flag=flag, wanted=wanted, value=error.token.value
+    )
+
+
+def _missing(error: Any) -> str:
+    if error.keyword is None:
+        return t("{flag} is missing.", flag=_name(error.argument))
+    return t("{flag} needs a value.", flag=error.keyword)
+
+
+def _repeated(error: Any) -> str:
+    return t("{flag} is given twice.", flag=error.token.keyword)
+
+
+def _too_many(error: Any) -> str:
+    return t("do not know what to do with {words!r}.", words=" ".join(error.unused_tokens or ()))
+
+
+def _in_english(error: CycloptsError) -> str:
+    return " ".join(str(error).split())
+
+
+def _name(argument: "Argument") -> str:
+    return argument.name.upper() if argument.index is not None else argument.name
 
 
 def _use_recipe(app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:

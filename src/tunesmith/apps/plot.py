@@ -46,7 +46,7 @@ def draw(curves: Curves, *, width: int) -> str:
     last = max(step for step, _ in (*curves.training, *curves.held_out))
     figure.ruler("x").lim(0, last)
     figure.ruler("x").ticks([round(last * part / TICKS) for part in range(TICKS + 1)])
-    picture = figure.build().string(colorless=True).rstrip()
+    picture: str = figure.build().string(colorless=True).rstrip()
     return picture + "\n   " + t("loss by step: ▄ training, ● held out")
 
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
@@ -29,6 +29,9 @@ from tunesmith.training.events import (
     Step,
 )
 
+if TYPE_CHECKING:
+    from tunesmith.models.hub import Chosen, PullEvent
+
 PLAIN_WIDTH = 120
 SECONDS_BETWEEN_LINES = 2.0
 
@@ -36,7 +39,9 @@ SECONDS_BETWEEN_LINES = 2.0
 def console() -> Console:
     """A console on stdout; where that is no terminal, wide and without colour."""
     width = None if sys.stdout.isatty() else PLAIN_WIDTH
-    return Console(width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is not None)
+    return Console(
+        width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is not None
+    )
 
 
 def safe(text: str) -> str:
@@ -65,7 +70,7 @@ def duration(seconds: float) -> str:
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table of plain cells; whatever the cells hold, none is read as markup."""
-    drawn = Table(*(Text(title, style="bold") for title in titles), box=None, pad_edge=False)
+    drawn = Table(*titles, box=None, pad_edge=False, header_style="bold")
     for row in rows:
         drawn.add_row(*(Text(safe(cell)) for cell in row))
     return drawn
@@ -74,6 +79,66 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 def print_json(value: Any) -> None:
     """One JSON document on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def show_pull(events: "Iterable[PullEvent]") -> None:
+    """Draw a download: where from, how much, a bar, and where it lies."""
+    from tunesmith.models.fetch import Progress as Fetched
+    from tunesmith.models.hub import Chosen, Notice, Ready
+
+    screen = console()
+    counter: Counter | None = None
+    meter = Speed()
+    try:
+        for event in events:
+            match event:
+                case Notice():
+                    screen.print(event.text)
+                case Chosen():
+                    screen.print(_chosen(event))
+                case Fetched():
+                    counter = counter or Counter(screen, t("download"), event.total)
+                    counter.show(event.done, meter.figures(event.done, event.total))
+                case Ready():
+                    screen.print(
+                        t("{name} is here: {path}", name=event.model.name, path=event.model.path)
+                    )
+    finally:
+        if counter is not None:
+            counter.close()
+
+
+def _chosen(event: "Chosen") -> str:
+    return t(
+        "{repo} from {source}, revision {revision}: {size}, licence {licence}",
+        repo=event.repo,
+        source=event.source,
+        revision=event.revision[:12],
+        size=size(event.total_bytes),
+        licence=event.licence,
+    )
+
+
+class Speed:
+    """Bytes a second over the last few seconds, and the time that is left."""
+
+    def __init__(self) -> None:
+        self._seen: deque[tuple[float, int]] = deque(maxlen=50)
+
+    def figures(self, done: int, total: int) -> str:
+        """What stands beside a download's bar."""
+        self._seen.append((time.monotonic(), done))
+        (start, first), (now, last) = self._seen[0], self._seen[-1]
+        text = f"{size(done)} / {size(total)}"
+        if last == first or now == start:
+            return text
+        rate = (last - first) / (now - start)
+        return t(
+            "{text}, {rate}/s, {left} left",
+            text=text,
+            rate=size(rate),
+            left=duration((total - done) / rate),
+        )
 
 
 class TrainingJson:
