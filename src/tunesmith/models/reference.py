@@ -1,5 +1,6 @@
 """What a MODEL argument names: a hub repository, one revision, perhaps one file of it."""
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import Literal
@@ -37,8 +38,11 @@ class Reference:
 
     @property
     def folder(self) -> str:
-        """One path component: `+` stands for the separators and occurs in no valid part."""
-        return re.sub(r"[:/#]", "+", str(self))
+        """One path component, never the same for two references; `+` occurs in no valid part."""
+        name = re.sub(r"[:/]", "+", str(self))
+        if len(name) <= 180:
+            return name
+        return f"{name[:160]}+{hashlib.sha256(name.encode()).hexdigest()[:16]}"
 
 
 def is_reference(spec: str) -> bool:
