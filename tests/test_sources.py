@@ -1,4 +1,4 @@
-"""Reading training files: every form and format, every place exact, no bytes that crash."""
+"""Reading training files: every format, every place exact, no bytes that crash."""
 
 import csv
 import io
@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from tests.helpers_data import ROW, conversations, findings, jsonl, lines, parquet, turns
 from tunesmith.data.convert import as_row, write_messages
 from tunesmith.data.findings import Finding
 from tunesmith.data.json_rows import MAX_ROW_BYTES
@@ -18,9 +19,6 @@ from tunesmith.data.messages import Conversation, Identity, Message
 from tunesmith.data.sources import read
 from tunesmith.errors import UsageError
 from tunesmith.language import set_language
-
-EXAMPLES = Path(__file__).parent.parent / "examples" / "data"
-ROW = {"instruction": "问", "input": "", "output": "答"}
 
 
 @pytest.fixture(autouse=True)
@@ -39,125 +37,6 @@ def save(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
 
 
 Save = Callable[[str, str | bytes], Path]
-
-
-def conversations(*files: Path) -> list[Conversation]:
-    items = list(read(files))
-    bad = [item for item in items if isinstance(item, Finding) and item.is_error]
-    assert not bad
-    return [item for item in items if isinstance(item, Conversation)]
-
-
-def findings(*files: Path) -> list[Finding]:
-    return [item for item in read(files) if isinstance(item, Finding)]
-
-
-def lines(*files: Path) -> list[int]:
-    return [row.place.line for row in conversations(*files) if row.place is not None]
-
-
-def turns(conversation: Conversation) -> list[tuple[str, str]]:
-    return [(message.role, message.content) for message in conversation.messages]
-
-
-def jsonl(*rows: Any) -> str:
-    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-
-
-def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
-    import pyarrow
-    from pyarrow.parquet import write_table
-
-    write_table(pyarrow.Table.from_pylist(rows), path)
-    return path
-
-
-# Forms
-
-
-def test_alpaca_with_system_and_history(save: Save) -> None:
-    row = {
-        "system": "Be brief.",
-        "instruction": "Translate.",
-        "input": "山",
-        "output": "Mountain.",
-        "history": [["Hi", "Hello!"]],
-    }
-    [found] = conversations(save("a.json", json.dumps([row])))
-    assert turns(found) == [
-        ("system", "Be brief."),
-        ("user", "Hi"),
-        ("assistant", "Hello!"),
-        ("user", "Translate.\n山"),
-        ("assistant", "Mountain."),
-    ]
-
-
-@pytest.mark.parametrize(
-    "names", [("instruction", "output"), ("prompt", "completion"), ("query", "response")]
-)
-def test_question_and_answer_go_by_their_usual_names(save: Save, names: tuple[str, str]) -> None:
-    [found] = conversations(save("a.jsonl", jsonl(dict(zip(names, ("Q", "A"), strict=True)))))
-    assert turns(found) == [("user", "Q"), ("assistant", "A")]
-
-
-def test_sharegpt_calls_and_observations_become_tool_turns() -> None:
-    first, second = conversations(EXAMPLES / "sharegpt.jsonl")
-    assert [message.role for message in first.messages] == [
-        "system",
-        "user",
-        "assistant",
-        "tool",
-        "assistant",
-    ]
-    call = first.messages[2].tool_calls[0]
-    arguments = {"title": "The Hobbit"}
-    assert call == {"type": "function", "function": {"name": "find_book", "arguments": arguments}}
-    assert first.messages[2].content == ""
-    assert first.tools[0]["type"] == "function"
-    assert first.tools[0]["function"]["name"] == "find_book"
-    assert second.tools == ()
-
-
-def test_calls_after_text_and_several_calls_are_one_turn(save: Save) -> None:
-    call = json.dumps({"name": "f", "arguments": "{}"})
-    said = [("human", "q"), ("gpt", "Let me see."), ("function_call", call)]
-    said += [("function_call", call), ("observation", "1"), ("tool", "2"), ("gpt", "a")]
-    row = {"conversations": [{"from": role, "value": value} for role, value in said]}
-    [found] = conversations(save("a.json", json.dumps([row])))
-    assert [message.role for message in found.messages] == [
-        "user",
-        "assistant",
-        "tool",
-        "tool",
-        "assistant",
-    ]
-    assert found.messages[1].content == "Let me see."
-    assert len(found.messages[1].tool_calls) == 2
-
-
-def test_openai_messages_with_tools_parts_and_identity(save: Save) -> None:
-    call = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"x": 1}'}}
-    row = {
-        "messages": [
-            {"role": "developer", "content": "S"},
-            {"role": "user", "content": [{"type": "text", "text": part} for part in "ab"]},
-            {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "content": "3", "tool_call_id": "c1", "name": "f"},
-            {"role": "assistant", "content": "c"},
-        ],
-        "tools": [{"type": "function", "function": {"name": "f"}}],
-        "identity": {"name": "N", "author": "A"},
-    }  # fmt: skip
-    [found] = conversations(save("a.jsonl", jsonl(row)))
-    assert turns(found)[:2] == [("system", "S"), ("user", "ab")]
-    assert found.messages[2].tool_calls[0]["function"]["arguments"] == {"x": 1}
-    assert found.messages[2].tool_calls[0]["id"] == "c1"
-    assert found.messages[3] == Message("tool", "3", name="f", tool_call_id="c1")
-    assert found.identity == Identity("N", "A")
-
-
-# Formats
 
 
 def test_one_row_in_every_format_is_the_same_conversation(save: Save, tmp_path: Path) -> None:
@@ -266,70 +145,6 @@ def test_a_compact_array_stops_at_the_broken_row_and_says_so(save: Save) -> None
     assert "not read" in finding.fix
 
 
-@pytest.mark.parametrize(
-    ("text", "kind"),
-    [
-        ('{"instruction": "a", "output": "b", "output": "c"}', "duplicate-key"),
-        ('{"instruction": "a", "output": NaN}', "not-a-number"),
-        ('{"instruction": "a", "output": "\\ud800"}', "encoding"),
-        ('{"instruction": "a", "output": ' + "[" * 100_000 + "}", "broken-row"),
-        ('{"instruction": "a", "output": ' + "9" * 5000 + "}", "broken-row"),
-        ('{"instruction": "a", "output": 3}', "wrong-type"),
-        ('{"instruction": "a", "output": null}', "missing-field"),
-        ('{"instruction": "a"}', "missing-field"),
-        ('{"output": "a"}', "missing-field"),
-        ('{"text": "a"}', "unknown-form"),
-        ('{"messages": "hello"}', "broken-row"),
-        ('{"messages": {"role": "user"}}', "wrong-type"),
-        ('{"messages": [{"role": "bot", "content": "a"}]}', "unknown-role"),
-        ('{"messages": [{"role": ["user"], "content": "a"}]}', "unknown-role"),
-        ('{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}', "wrong-type"),
-        ('{"messages": [{"role": "user"}]}', "missing-field"),
-        ('{"messages": [{"role": "user", "tool_calls": {"name": "f"}}]}', "role-order"),
-        ('{"conversations": [{"from": "function_call", "value": "f(x)"}]}', "broken-row"),
-        ('{"conversations": [{"from": "function_call", "value": "{}"}]}', "missing-field"),
-        ('{"conversations": [], "tools": "[{}]"}', "missing-field"),
-        ('{"system": "a", "messages": [{"role": "system", "content": "b"}]}', "role-order"),
-        ('{"instruction": "a", "output": "b", "history": [["c"]]}', "wrong-type"),
-    ],
-)  # fmt: skip
-def test_a_bad_row_is_a_finding_with_a_fix(save: Save, text: str, kind: str) -> None:
-    for file in (save("a.jsonl", text + "\n"), save("a.json", f"[\n{text}\n]")):
-        first = next(item for item in read([file]))
-        assert isinstance(first, Finding)
-        assert (first.kind, first.severity) == (kind, "error")
-        assert first.place.line == (1 if file.suffix == ".jsonl" else 2)
-        assert first.fix
-
-
-def test_deep_arguments_are_refused_before_they_are_hashed(save: Save) -> None:
-    deep = "[" * 300 + "]" * 300
-    call = f'{{"name": "f", "arguments": {{"x": {deep}}}}}'
-    row = {"conversations": [{"from": "function_call", "value": call}]}
-    [finding] = findings(save("a.jsonl", jsonl(row)))
-    assert finding.kind == "wrong-type"
-    assert finding.field == "conversations[0].value.arguments"
-
-
-def test_unknown_fields_name_what_was_found_and_what_is_accepted(save: Save) -> None:
-    for file in (save("a.jsonl", jsonl({"text": "x", "label": 1})), save("a.csv", "text,label\n")):
-        [finding] = findings(file)
-        assert "text, label" in finding.problem
-        for form in ("messages", "conversations", "instruction"):
-            assert form in finding.fix
-
-
-def test_an_unused_field_is_named_once(save: Save) -> None:
-    message = {"role": "user", "content": "q", "weight": 0}
-    answer = {"role": "assistant", "content": "a"}
-    row = {"messages": [message, answer], "sytem": "typo", "note": None}
-    found = findings(save("a.jsonl", jsonl(row, row)))
-    assert [(item.field, item.severity) for item in found] == [
-        ("sytem", "warning"),
-        ("messages[].weight", "warning"),
-    ]
-
-
 def test_a_ten_megabyte_line_is_named_and_the_next_is_read(save: Save) -> None:
     large = {"instruction": "q", "output": "字" * (10 * 1024 * 1024 // 3)}
     for name, text in (
@@ -379,7 +194,18 @@ def test_missing_files_and_folders_are_refused_before_reading(save: Save, tmp_pa
         read([tmp_path])
 
 
-# Properties
+def test_lines_stay_exact_deep_in_a_large_file(save: Save) -> None:
+    large = [{"instruction": f"q{number}", "output": "x" * 1000} for number in range(5000)]
+    text = json.dumps(large, indent=2).splitlines()
+    broken = (1500, 3000, 4999)
+    for number in broken:
+        text[4 * number + 3] = '    "output": x'
+    items = list(read([save("a.json", "\n".join(text))]))
+    assert [item.place.line for item in items if item.place] == [
+        4 * number + (4 if number in broken else 2) for number in range(5000)
+    ]
+    assert sum(isinstance(item, Finding) for item in items) == len(broken)
+
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 arguments = st.dictionaries(texts, st.one_of(st.integers(), texts, st.lists(st.booleans())))

@@ -68,8 +68,8 @@ class Checker:
     def _against_others(self, conversation: Conversation, place: Place) -> Iterator[Finding]:
         if self.held_out and (question := question_key(conversation)) in self.held_out:
             yield _leak(place, self.held_out[question])
-        whole = _digest(_canonical(conversation, conversation.messages))
         prompt, answer = _prompt_and_answer(conversation)
+        whole = prompt + answer
         first_answer, first_place = self._answers.setdefault(prompt, (answer, place))
         if whole in self._seen:
             yield _duplicate(place, self._seen[whole])

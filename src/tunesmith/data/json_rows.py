@@ -14,6 +14,7 @@ from tunesmith.language import t
 MAX_ROW_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 
+_FORGET_AFTER = 1024 * 1024
 _BETWEEN_ROWS = re.compile(r"[ \t\r\n,]*")
 _BLANK = re.compile(r"[ \t\r\n]*")
 
@@ -133,18 +134,19 @@ class _Document:
         self._decoder = _Decoder()
 
     def rows(self) -> Iterator[Row | Finding]:
-        text = self._text
-        at = _end(_BLANK, text, 0)
-        is_array = text.startswith("[", at)
+        at = _end(_BLANK, self._text, 0)
+        is_array = self._text.startswith("[", at)
         at += is_array
         while True:
-            at = _end(_BETWEEN_ROWS, text, at)
-            if at == len(text):
+            at = _end(_BETWEEN_ROWS, self._text, at)
+            if at > _FORGET_AFTER:
+                at = self._forget(at)
+            if at == len(self._text):
                 if is_array:
                     yield self._cut_off(at)
                 return
-            if is_array and text[at] == "]":
-                yield from self._rest(_end(_BLANK, text, at + 1))
+            if is_array and self._text[at] == "]":
+                yield from self._rest(_end(_BLANK, self._text, at + 1))
                 return
             item, after = self._row(at)
             yield item
@@ -165,11 +167,13 @@ class _Document:
         return Row(place, value), end
 
     def _broken_row(self, start: int, place: Place, error: Exception) -> tuple[Finding, int | None]:
-        line = error.lineno if isinstance(error, json.JSONDecodeError) else place.line
+        line = place.line
+        if isinstance(error, json.JSONDecodeError):
+            line += self._text.count("\n", start, error.pos)
         broken = _broken(self._text, error)
         after = self._next_row(start)
         if after is None:
-            broken.fix += " " + t("The rows after it were not read.")
+            broken.fix += " " + t("What follows it was not read.")
         return broken.at(Place(self._file, line)), after
 
     def _next_row(self, start: int) -> int | None:
@@ -180,6 +184,13 @@ class _Document:
         opening = f"\n{indent}{{"
         found = self._text.find(opening, start)
         return None if found < 0 else found + len(opening) - 1
+
+    def _forget(self, at: int) -> int:
+        """Drop the lines before `at`, as each JSONDecodeError counts lines from the start."""
+        cut = self._text.rfind("\n", 0, at) + 1
+        self._place(cut)
+        self._text, self._counted = self._text[cut:], 0
+        return at - cut
 
     def _place(self, at: int) -> Place:
         self._line += self._text.count("\n", self._counted, at)

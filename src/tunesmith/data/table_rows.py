@@ -112,9 +112,9 @@ def _not_csv(place: Place, error: csv.Error) -> Finding:
     else:
         problem = t("this is not CSV: {reason}.", reason=str(error))
         fix = t("Put the cell in double quotes; a double quote inside it is written twice.")
-    return RowError(
-        "broken-row", None, problem, f"{fix} {t('The rows after it were not read.')}"
-    ).at(place)
+    return RowError("broken-row", None, problem, f"{fix} {t('What follows it was not read.')}").at(
+        place
+    )
 
 
 def _short(error: Exception) -> str:
