@@ -121,4 +121,6 @@ def _require_writable(path: Path, files: Sequence[Path], overwrite: bool) -> Non
     if any(path.resolve() == file.resolve() for file in files):
         raise UsageError(t("{path} is read from; name another file to write.", path=path))
     if path.exists() and not overwrite:
-        raise UsageError(t("{path} exists already; name another file.", path=path))
+        raise UsageError(
+            t("{path} exists already; name another file, or add --overwrite.", path=path)
+        )
