@@ -148,3 +148,69 @@ def _tokenizer_json() -> str:
     )
     tokenizer.train_from_iterator(_SENTENCES, trainer)
     return tokenizer.to_str()
+
+
+def tiny_gguf(folder: Path, out: Path, *, dtype: str = "float32") -> Path:
+    """The tiny llama, mistral, qwen2 or qwen3 model in `folder` as a GGUF; returns `out`."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    arch = {"mistral": "llama"}.get(config["model_type"], config["model_type"])
+    kinds = {name: kind for kind, name in gguf.MODEL_ARCH_NAMES.items()}
+    names = gguf.get_tensor_name_map(kinds[arch], config["num_hidden_layers"])
+    writer = gguf.GGUFWriter(out, arch)
+    _add_metadata(writer, config)
+    _add_vocabulary(writer, json.loads(_tokenizer_json())["model"])
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}
+    for name, values in load_file(folder / "model.safetensors").items():
+        module, suffix = name.rsplit(".", 1)
+        count = heads.get(module.rsplit(".", 1)[-1]) if arch == "llama" else None
+        rows = values if count is None else _interleave(values, count)
+        kind = dtype if rows.ndim > 1 else "float32"
+        writer.add_tensor(f"{names.get_name(module)}.{suffix}", rows.astype(kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return out
+
+
+def local_gguf(path: Path, name: str = "tiny") -> LocalModel:
+    """The GGUF file as a LocalModel."""
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return LocalModel(name=name, path=path, source="local", revision="", sha256=digest)
+
+
+def _interleave(rows: Any, heads: int) -> Any:
+    """q and k rows in the order llama.cpp's rotary embedding reads them."""
+    return rows.reshape(heads, 2, -1, rows.shape[1]).swapaxes(1, 2).reshape(rows.shape)
+
+
+def _add_metadata(writer: Any, config: dict[str, Any]) -> None:
+    writer.add_type("model")
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_rope_dimension_count(config["head_dim"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_vocab_size(config["vocab_size"])
+
+
+def _add_vocabulary(writer: Any, model: dict[str, Any]) -> None:
+    tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if token in SPECIAL_TOKENS else 1 for token in tokens])
+    writer.add_token_merges([" ".join(pair) for pair in model["merges"]])
+    writer.add_eos_token_id(2)
+    writer.add_pad_token_id(0)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(CHATML)
