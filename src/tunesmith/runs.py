@@ -96,10 +96,20 @@ class Run:
         paths.write_atomic(self.path / "data.json", text + "\n")
 
     def record(self, event: object) -> None:
-        """Append an event to `metrics.jsonl`."""
+        """Append an event to `metrics.jsonl`.
+
+        Raises:
+            RunError: The disk is full or not writable.
+        """
         line = {"event": type(event).__name__} | asdict(event)  # type: ignore[call-overload]
-        with self.metrics.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        try:
+            with self.metrics.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False, default=str) + "\n")
+        except OSError as error:
+            raise RunError(
+                t("{file} cannot be written ({error}); checkpoints are whole. Free some space, "
+                  "then train again with --resume.", file=self.metrics, error=error.strerror)
+            ) from None  # fmt: skip
 
     def events(self) -> list[dict[str, Any]]:
         """What `metrics.jsonl` holds; a last line cut off by a crash is left out."""

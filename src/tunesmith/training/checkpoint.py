@@ -52,6 +52,7 @@ def save_checkpoint(
     Raises:
         RunError: The disk is full or not writable; earlier checkpoints stay.
     """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     path = _folder(run, progress.step)
@@ -61,10 +62,10 @@ def save_checkpoint(
             save_file(_moments(model, optimizer), folder / "optimizer.safetensors")
             (folder / "progress.json").write_text(json.dumps(asdict(progress)), "utf-8")
             _write_manifest(folder)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:  # safetensors wraps the system's error
         raise RunError(
             t("{path} could not be saved ({error}); earlier checkpoints are whole. Free some "
-              "space, then train again with --resume.", path=path, error=error.strerror or error)
+              "space, then train again with --resume.", path=path, error=error)
         ) from None  # fmt: skip
     _remove_old(run, progress)
     return path
@@ -72,6 +73,8 @@ def save_checkpoint(
 
 def newest_checkpoint(run: Run) -> tuple[Path | None, list[str]]:
     """The newest checkpoint that verifies, and a notice for each newer one that does not."""
+    for leftover in run.checkpoints.glob(".*"):  # a save that was killed
+        shutil.rmtree(leftover)
     notices: list[str] = []
     for path in sorted(run.checkpoints.glob("step-*"), reverse=True):
         if (broken := _what_is_broken(path)) is None:

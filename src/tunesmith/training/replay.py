@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tunesmith import paths
-from tunesmith.data.messages import Message
 from tunesmith.data import neutral
+from tunesmith.data.messages import Conversation, Message
 from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
 from tunesmith.engines.base import Engine, Sampling
@@ -35,12 +35,12 @@ def make_replay(
         renderer.prompt(_messages(question, systems[index // 2 % len(systems)]))
         for index, question in enumerate(neutral.replay(count))
     ]
+    end = _end_of_turn(renderer)
     greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=MAX_ANSWER)
 
     def answer(prompt: list[int]) -> Sample:
         ids = list(engine.generate(prompt, greedy, stop_ids=renderer.stop_ids, adapter=False))
-        ended = [renderer.end_of_turn_id] if len(ids) < MAX_ANSWER else []
-        said = [*ids, *ended]
+        said = [*ids, end] if len(ids) < MAX_ANSWER else ids
         return Sample((*prompt, *said), (False,) * len(prompt) + (True,) * len(said))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -58,6 +58,14 @@ def read_replay(file: Path) -> list[Sample]:
     """The samples that `make_replay` wrote."""
     rows = [json.loads(line) for line in file.read_text("utf-8").splitlines()]
     return [_sample(tuple(row["input_ids"]), row["answer"]) for row in rows]
+
+
+def _end_of_turn(renderer: Renderer) -> int:
+    """The id that ends an answer, as the template writes it."""
+    probe = Conversation((Message("user", "?"), Message("assistant", "!")))
+    rendered = renderer.sample(probe)[-1]
+    ids = zip(rendered.input_ids, rendered.trained, strict=True)
+    return [token for token, trained in ids if trained][-1]
 
 
 def _sample(ids: tuple[int, ...], answer: int) -> Sample:

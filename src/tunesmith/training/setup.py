@@ -15,7 +15,7 @@ from tunesmith.errors import RunError
 from tunesmith.language import t
 from tunesmith.models.adapter import AdapterInfo
 from tunesmith.models.store import LocalModel, locate
-from tunesmith.models.tokenizer import load_tokenizer
+from tunesmith.models.tokenizer import ChatTokenizer, load_tokenizer
 from tunesmith.models.weights import load_model
 from tunesmith.runs import Run
 from tunesmith.training.device import choose_device, choose_dtype
@@ -38,12 +38,14 @@ class Inputs:
 
     settings: TrainSettings
     model: LocalModel
+    tokenizer: ChatTokenizer
     renderer: Renderer
     data: Prepared
 
     @property
     def adapter_info(self) -> AdapterInfo:
         """What the adapter tells of where it belongs."""
+        identity = self.data.identity
         return AdapterInfo(
             base_name=self.model.name,
             base_source=self.model.source,
@@ -51,6 +53,8 @@ class Inputs:
             base_sha256=self.model.sha256,
             system=self.data.system,
             template_sha256=self.renderer.template_sha256,
+            tokenizer_sha256=self.tokenizer.fingerprint,
+            identity=(identity.name, identity.author) if identity is not None else None,
         )
 
     def summary(self) -> dict[str, object]:
@@ -69,8 +73,9 @@ def read_inputs(settings: TrainSettings) -> Inputs:
         TunesmithError: A part is missing or broken.
     """
     model = locate(settings.model)
-    renderer = Renderer(load_tokenizer(model))
-    return Inputs(settings, model, renderer, prepare(settings, renderer))
+    tokenizer = load_tokenizer(model)
+    renderer = Renderer(tokenizer)
+    return Inputs(settings, model, tokenizer, renderer, prepare(settings, renderer))
 
 
 def open_run(inputs: Inputs, *, resume: bool) -> Run:

@@ -9,7 +9,7 @@ import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -19,7 +19,7 @@ import torch
 from tunesmith import paths
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
-from tunesmith.errors import TrainingError, TunesmithError
+from tunesmith.errors import RunError, TrainingError, TunesmithError
 from tunesmith.language import t
 from tunesmith.runs import Run
 from tunesmith.training import checkpoint
@@ -65,7 +65,8 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
         except TunesmithError as error:
             path, _ = checkpoint.newest_checkpoint(run)
             failed = Failed(reason=str(error), checkpoint=path)
-            run.record(failed)
+            with suppress(RunError):  # the disk may be what failed
+                run.record(failed)
             yield failed
             raise
 
