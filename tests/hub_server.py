@@ -40,6 +40,7 @@ class Faults:
     extra_names: list[str] = field(default_factory=list)
     omit: list[str] = field(default_factory=list)
     gated: set[str] = field(default_factory=set)
+    branches_only: bool = False  # ModelScope's files are not served by commit
 
 
 @dataclass(frozen=True)
@@ -302,6 +303,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _ms_file(self, repo: str, revision: str, name: str) -> None:
         commit = self.hub.commit(repo, revision)
+        if self.hub.faults.branches_only and revision != "master":
+            commit = None
         if commit is None or name not in commit.files:
             self._ms_missing(repo)
         elif is_large(name):

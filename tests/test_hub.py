@@ -231,6 +231,13 @@ def test_upstream_moves_during_the_download(
     assert (model.path / "model.safetensors").read_bytes() == content
 
 
+def test_modelscope_may_serve_only_branches(hub: HubServer, content: bytes) -> None:
+    hub.faults.branches_only = True
+    model = pulled(f"modelscope:{REPO}")
+    assert (model.path / "model.safetensors").read_bytes() == content
+    assert model.revision == hub.repos[REPO][-1].sha
+
+
 @both_hubs
 def test_a_revision_asked_for_is_the_one_that_comes(
     hub: HubServer, content: bytes, source: str, tmp_path: Path

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from tests.helpers_hub import REPO, pulled, repository
 from tests.hub_server import HubServer
-from tunesmith.errors import ModelError, UsageError
+from tunesmith.errors import DownloadError, ModelError, UsageError
 from tunesmith.models import store
+from tunesmith.models.lock import lock_model
 from tunesmith.models.reference import parse
 from tunesmith.models.store import LocalModel, locate
 
@@ -52,7 +53,10 @@ def test_an_unknown_name_suggests_near_ones() -> None:
         locate("nothing like it")
 
 
-def test_a_changed_byte_is_found_and_repaired(model: LocalModel, hub: HubServer) -> None:
+def test_a_changed_byte_is_found_and_repaired(
+    model: LocalModel, hub: HubServer, tmp_path: Path
+) -> None:
+    hub.publish(REPO, repository(tmp_path / "repository", seed=1))  # the repair stays at its commit
     flip_byte(model.path / "model.safetensors")
     with pytest.raises(ModelError, match=r"model.safetensors .*tunesmith pull hf:maker"):
         locate(SPEC)
@@ -164,6 +168,22 @@ def test_listing_and_removing(model: LocalModel) -> None:
     assert store.installed() == [] and not model.path.exists()
     with pytest.raises(ModelError, match="not on this machine"):
         store.remove(SPEC)
+
+
+def test_removing_takes_a_cut_download_too(model: LocalModel, hub: HubServer, home: Path) -> None:
+    hub.faults.flips = 99
+    with pytest.raises(DownloadError):
+        pulled(f"modelscope:{REPO}")
+    assert store.remove(f"modelscope:{REPO}") > 0
+    assert not list(home.glob("models/.modelscope*"))
+
+
+def test_what_is_being_pulled_is_not_removed(model: LocalModel) -> None:
+    lock = lock_model(model.path)
+    assert lock is not None
+    with lock, pytest.raises(ModelError, match="another process"):
+        store.remove(SPEC)
+    assert store.remove(SPEC)
 
 
 def test_removing_never_takes_a_path(model: LocalModel, tmp_path: Path) -> None:

@@ -31,7 +31,7 @@ class Download:
 
     def __init__(self, target: Target) -> None:
         self.target = target
-        self.folder = target.path.with_name(f".{target.path.name}.part")
+        self.folder = target.partial
         self.files = self.folder / "files"
 
     def planned(self, options: list[Reference]) -> Plan | None:
@@ -81,7 +81,6 @@ class Download:
             name=self.target.name,
             source=plan.reference.source,
             repo=plan.reference.repo,
-            requested=plan.reference.revision,
             revision=plan.revision,
             licence=self.target.licence or plan.licence,
             files=entries,

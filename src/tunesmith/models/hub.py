@@ -4,7 +4,6 @@ resolve → choose a source → list one commit → check the disk → fetch and
 """
 
 import errno
-import fcntl
 import shutil
 import time
 from collections.abc import Generator, Iterator
@@ -19,6 +18,7 @@ from tunesmith.models import manifest
 from tunesmith.models.choice import Plan, candidates, hub_of, plan_from, reachable, unreachable
 from tunesmith.models.download import Download
 from tunesmith.models.fetch import Progress, reason
+from tunesmith.models.lock import lock_model
 from tunesmith.models.reference import SOURCE_NAMES, Reference, Source
 from tunesmith.models.remote import Hub, RemoteFile
 from tunesmith.models.store import LocalModel, Target, locate, open_installed, resolve
@@ -92,6 +92,8 @@ def _pull(target: Target, options: list[Reference], *, update: bool) -> Iterator
         return
     download = Download(target)
     plan = None if update else download.planned(options)
+    if plan is None and not update and (plan := _repair_plan(target, options)):
+        yield Notice(t("{name} is damaged; fetching what is wrong.", name=target.name))
     if plan is None:
         plan = yield from _choose(target, options)
     if model and model.revision == plan.revision:
@@ -160,32 +162,36 @@ def _package_plan(target: Target, reference: Reference) -> Plan:
     return Plan(reference, package.version, target.licence or "", (file,))
 
 
+def _repair_plan(target: Target, options: list[Reference]) -> Plan | None:
+    """The files of the copy that is here, at its own commit, whatever is newest upstream."""
+    try:
+        known = manifest.read(target.path)
+    except ModelError:
+        return None
+    for reference in options:
+        if (reference.source, reference.repo) == (known.source, known.repo):
+            files = (RemoteFile(f.path, f.size, known.revision, f.sha256) for f in known.files)
+            return Plan(reference, known.revision, known.licence, tuple(files))
+    return None
+
+
 def _whole(target: Target) -> LocalModel | None:
     if not (target.path / manifest.MANIFEST).exists():
         return None
     try:
         return open_installed(target.path)
     except ModelError:
-        return None  # damaged: fetched again, what is good of it is kept
+        return None  # damaged
 
 
 def _lock(target: Target) -> Generator[Notice, None, IO[str]]:
-    """The right to write this model; a dead process's lock is gone with it."""
-    path = paths.models_dir() / ".locks" / target.path.name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("w")
-    told = False
-    while True:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return lock
-        except BlockingIOError:
-            if not told:
-                yield Notice(
-                    t("Another process is pulling {name}; waiting for it.", name=target.name)
-                )
-            told = True
-            time.sleep(0.1)
+    lock = lock_model(target.path)
+    if lock is None:
+        yield Notice(t("Another process is pulling {name}; waiting for it.", name=target.name))
+    while lock is None:
+        time.sleep(0.1)
+        lock = lock_model(target.path)
+    return lock
 
 
 def _disk_error(target: Target, error: OSError) -> DownloadError:

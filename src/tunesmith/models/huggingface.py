@@ -9,7 +9,7 @@ from tunesmith import __version__
 from tunesmith.errors import DownloadError
 from tunesmith.language import t
 from tunesmith.models.reference import Reference, Source
-from tunesmith.models.remote import Body, Listing, RemoteFile, range_start
+from tunesmith.models.remote import Body, Listing, RemoteFile, licence_name, range_start
 
 
 class HuggingFace:
@@ -56,7 +56,7 @@ class HuggingFace:
             )
             for item in info.siblings or ()
         )
-        return Listing(commit, getattr(info.card_data, "license", None) or "unknown", files)
+        return Listing(commit, licence_name(getattr(info.card_data, "license", None)), files)
 
     @contextmanager
     def stream(self, reference: Reference, file: RemoteFile, start: int) -> Iterator[Body]:

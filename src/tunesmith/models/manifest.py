@@ -32,12 +32,11 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A downloaded model. `requested` is the branch or tag asked for, `revision` its commit."""
+    """A downloaded model. `revision` is the commit it was pulled at."""
 
     name: str
     source: Source
     repo: str
-    requested: str | None
     revision: str
     licence: str
     files: tuple[FileEntry, ...]

@@ -10,7 +10,7 @@ from typing import Any
 from tunesmith.errors import DownloadError
 from tunesmith.language import t
 from tunesmith.models.reference import Reference, Source
-from tunesmith.models.remote import Body, Listing, RemoteFile, range_start
+from tunesmith.models.remote import Body, Listing, RemoteFile, licence_name, range_start
 
 _CHUNK = 64 * 1024
 
@@ -60,7 +60,9 @@ class ModelScope:
             )
             for row in rows
         )
-        return Listing(newest.get("Revision") or requested, info.get("License") or "unknown", files)
+        return Listing(
+            newest.get("Revision") or requested, licence_name(info.get("License")), files
+        )
 
     @contextmanager
     def stream(self, reference: Reference, file: RemoteFile, start: int) -> Iterator[Body]:
@@ -68,12 +70,23 @@ class ModelScope:
         headers = {"Accept-Encoding": "identity"}
         if start:
             headers["Range"] = f"bytes={start}-"
-        response = self._client.download_stream(
-            reference.repo, "model", file.path, file.revision, headers
-        )
-        with closing(response):
+        with closing(self._open(reference, file, headers)) as response:
             offset = range_start(response.headers.get("Content-Range"))
             yield Body(offset, response.iter_content(_CHUNK))
+
+    def _open(self, reference: Reference, file: RemoteFile, headers: dict[str, str]) -> Any:
+        from modelscope_hub.errors import NotExistError
+
+        branch = reference.revision or "master"
+        try:
+            return self._client.download_stream(
+                reference.repo, "model", file.path, file.revision, headers
+            )
+        except NotExistError:
+            if file.revision == branch:
+                raise
+            # A commit the site no longer serves by hash; the checksum decides on the branch's.
+            return self._client.download_stream(reference.repo, "model", file.path, branch, headers)
 
     def refusal(self, reference: Reference, error: Exception) -> DownloadError | None:
         """The error to show if trying again cannot help: missing, gated, wrong token."""

@@ -75,6 +75,12 @@ class Hub(Protocol):
         ...
 
 
+def licence_name(value: object) -> str:
+    """A licence as hubs state it: a name, several, or nothing."""
+    names = value if isinstance(value, list) else [value]
+    return ", ".join(str(name) for name in names if name) or "unknown"
+
+
 def range_start(content_range: str | None) -> int:
     """First byte of a `bytes 5-9/10` header; 0, as for a whole body, without one."""
     first = (content_range or "").removeprefix("bytes").strip().partition("-")[0]

@@ -12,6 +12,7 @@ from tunesmith.errors import ModelError, UsageError
 from tunesmith.language import t
 from tunesmith.models import catalog, manifest
 from tunesmith.models.catalog import Package
+from tunesmith.models.lock import lock_model
 from tunesmith.models.manifest import FileEntry
 from tunesmith.models.reference import Reference, Source, is_reference, parse, shown
 
@@ -62,6 +63,11 @@ class Target:
     sources: tuple[Reference, ...]
     licence: str | None = None
     package: Package | None = None
+
+    @property
+    def partial(self) -> Path:
+        """Where a download is kept until it is whole."""
+        return self.path.with_name(f".{self.path.name}.part")
 
 
 def resolve(spec: str) -> Target | Path:
@@ -137,11 +143,11 @@ def installed() -> list[Installed]:
 
 
 def remove(name: str) -> int:
-    """Delete a downloaded model; returns the bytes freed.
+    """Delete a downloaded model, and what a cut download left; returns the bytes freed.
 
     Raises:
         UsageError: `name` is no model's name; a path is never deleted.
-        ModelError: No such model is here.
+        ModelError: No such model is here, or it is being pulled.
     """
     target = resolve(name)
     if isinstance(target, Path):
@@ -152,10 +158,17 @@ def remove(name: str) -> int:
                 path=shown(name),
             )
         )
-    if not target.path.is_dir():
+    folders = [path for path in (target.path, target.partial) if path.is_dir()]
+    if not folders:
         raise ModelError(t("{name} is not on this machine.", name=target.name))
-    size = sum(file.stat().st_size for file in target.path.rglob("*") if file.is_file())
-    shutil.rmtree(target.path)
+    lock = lock_model(target.path)
+    if lock is None:
+        raise ModelError(t("{name} is being pulled by another process.", name=target.name))
+    with lock:
+        files = [file for folder in folders for file in folder.rglob("*") if file.is_file()]
+        size = sum(file.stat().st_size for file in files)
+        for folder in folders:
+            shutil.rmtree(folder)
     return size
 
 
