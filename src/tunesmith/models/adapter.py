@@ -111,7 +111,8 @@ def save_adapter(model: "PeftModel", folder: Path, info: AdapterInfo) -> None:
     """
     with new_folder(folder) as part:
         with quiet():
-            model.save_pretrained(str(part))
+            # "auto" would add the frozen embeddings themselves where LoRA is put on them.
+            model.save_pretrained(str(part), save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # a blank form that names local paths
         config = _read_json(part / CONFIG)
         config["base_model_name_or_path"] = _public_name(info)

@@ -1,6 +1,7 @@
 """Folders that are expensive to make: made once, whole, however many processes ask at once."""
 
 import fcntl
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,6 +25,8 @@ def made_once(target: Path, make: Callable[[Path], None]) -> Path:
         with target.with_name(f".{target.name}.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not target.is_dir():
+                for left in target.parent.glob(f".{target.name}.*.part"):
+                    shutil.rmtree(left)  # of a process that was killed, since the lock is ours
                 with new_folder(target) as folder:
                     make(folder)
     except OSError as error:
