@@ -75,6 +75,20 @@ def test_pull_brings_the_files_wanted_and_no_others(
 
 
 @both_hubs
+def test_files_with_the_same_content_do_not_meet(
+    hub: HubServer, tmp_path: Path, source: str
+) -> None:
+    folder = repository(tmp_path / "repository")
+    same = (folder / "model.safetensors").read_bytes()
+    for name in ("a.json", "b.json", "c.json"):
+        (folder / name).write_bytes(same)
+    hub.publish(REPO, folder)
+    hub.faults.bytes_per_second = 2_000_000
+    model = pulled(f"{source}:{REPO}")
+    assert all((model.path / name).read_bytes() == same for name in ("a.json", "b.json", "c.json"))
+
+
+@both_hubs
 def test_a_cut_connection_resumes(hub: HubServer, content: bytes, source: str) -> None:
     hub.faults.cut_after, hub.faults.cuts = 150_000, 2
     model = pulled(f"{source}:{REPO}")

@@ -65,6 +65,17 @@ def test_an_unreachable_source_is_told_and_the_next_one_serves(
     assert isinstance(events[-1], Ready)
 
 
+def test_a_cut_download_goes_on_elsewhere_when_its_source_is_gone(
+    published: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    published.faults.flips = 99
+    with pytest.raises(DownloadError, match="checksum"):
+        pulled("qwen2-7b-instruct")
+    published.faults.flips = 0
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    assert pulled("qwen2-7b-instruct").source == "modelscope"
+
+
 def test_a_source_without_the_model_is_told_and_the_next_one_serves(
     published: HubServer,
 ) -> None:

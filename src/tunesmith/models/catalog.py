@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from tunesmith.models.reference import Reference, Source
+from tunesmith.models.reference import Reference
 
 GIB = 1024**3
 
@@ -32,14 +32,13 @@ class Entry:
     """One catalog model.
 
     `parameters` counts what the weight files store; `licence` is an SPDX identifier where there
-    is one, else the licence's own name; `gated` says that Hugging Face asks for its acceptance.
+    is one, else the licence's own name.
     """
 
     name: str
     parameters: int
     licence: str
     sources: tuple[Reference, ...]
-    gated: bool = False
     package: Package | None = None
 
     @property
@@ -61,10 +60,6 @@ class Entry:
         """
         return int(1.25 * 2 * self.parameters + GIB)
 
-    def source(self, kind: Source) -> Reference | None:
-        """Where this model lies on one hub."""
-        return next((item for item in self.sources if item.source == kind), None)
-
 
 def find(name: str) -> Entry | None:
     """The entry of this name, in any case."""
@@ -82,14 +77,12 @@ def _row(
     licence: str,
     hf: str,
     modelscope: str | None = None,
-    *,
-    gated: bool = False,
 ) -> Entry:
     """Revisions are the default branches; the commit met at the first pull is kept from then on."""
     sources = [Reference("hf", hf, "main")]
     if modelscope:
         sources.append(Reference("modelscope", modelscope, "master"))
-    return Entry(name, round(billions * 1e9), licence, tuple(sources), gated)
+    return Entry(name, round(billions * 1e9), licence, tuple(sources))
 
 
 def _same(name: str, billions: float, licence: str, repo: str) -> Entry:
@@ -151,7 +144,6 @@ _ROWS = (
         "Llama 3.2 Community",
         "meta-llama/Llama-3.2-1B-Instruct",
         "LLM-Research/Llama-3.2-1B-Instruct",
-        gated=True,
     ),
     _row(
         "llama-3.2-3b-instruct",
@@ -159,7 +151,6 @@ _ROWS = (
         "Llama 3.2 Community",
         "meta-llama/Llama-3.2-3B-Instruct",
         "LLM-Research/Llama-3.2-3B-Instruct",
-        gated=True,
     ),
     _row(
         "llama-3.1-8b-instruct",
@@ -167,7 +158,6 @@ _ROWS = (
         "Llama 3.1 Community",
         "meta-llama/Llama-3.1-8B-Instruct",
         "LLM-Research/Meta-Llama-3.1-8B-Instruct",
-        gated=True,
     ),
     _row(
         "llama-3.3-70b-instruct",
@@ -175,7 +165,6 @@ _ROWS = (
         "Llama 3.3 Community",
         "meta-llama/Llama-3.3-70B-Instruct",
         "LLM-Research/Llama-3.3-70B-Instruct",
-        gated=True,
     ),
     _row(
         "mistral-7b-instruct-v0.3",
@@ -186,31 +175,10 @@ _ROWS = (
     ),
     _row("mistral-nemo-instruct", 12.25, _APACHE, "mistralai/Mistral-Nemo-Instruct-2407"),
     _row("mistral-small-24b-instruct", 23.57, _APACHE, "mistralai/Mistral-Small-24B-Instruct-2501"),
-    _row("gemma-3-270m-it", 0.268, _GEMMA, "google/gemma-3-270m-it", gated=True),
-    _row(
-        "gemma-3-1b-it",
-        1.0,
-        _GEMMA,
-        "google/gemma-3-1b-it",
-        "LLM-Research/gemma-3-1b-it",
-        gated=True,
-    ),
-    _row(
-        "gemma-2-2b-it",
-        2.614,
-        _GEMMA,
-        "google/gemma-2-2b-it",
-        "LLM-Research/gemma-2-2b-it",
-        gated=True,
-    ),
-    _row(
-        "gemma-2-9b-it",
-        9.242,
-        _GEMMA,
-        "google/gemma-2-9b-it",
-        "LLM-Research/gemma-2-9b-it",
-        gated=True,
-    ),
+    _row("gemma-3-270m-it", 0.268, _GEMMA, "google/gemma-3-270m-it"),
+    _row("gemma-3-1b-it", 1.0, _GEMMA, "google/gemma-3-1b-it", "LLM-Research/gemma-3-1b-it"),
+    _row("gemma-2-2b-it", 2.614, _GEMMA, "google/gemma-2-2b-it", "LLM-Research/gemma-2-2b-it"),
+    _row("gemma-2-9b-it", 9.242, _GEMMA, "google/gemma-2-9b-it", "LLM-Research/gemma-2-9b-it"),
     _same("deepseek-r1-1.5b", 1.777, _MIT, "deepseek-ai/DeepSeek-R1-Distill-Qwen-1.5B"),
     _same("deepseek-r1-7b", 7.616, _MIT, "deepseek-ai/DeepSeek-R1-Distill-Qwen-7B"),
     _row("yi-1.5-6b-chat", 6.061, _APACHE, "01-ai/Yi-1.5-6B-Chat", "01ai/Yi-1.5-6B-Chat"),

@@ -99,8 +99,7 @@ class Download:
                 path.unlink()
 
     def _check_disk(self, need: int) -> None:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        free = shutil.disk_usage(self.folder).free
+        free = shutil.disk_usage(paths.models_dir()).free
         if free < need + _MARGIN:
             raise DownloadError(
                 t(

@@ -66,6 +66,7 @@ class Fetch:
             OSError: The disk refused; what arrived stays for the next run.
         """
         total = sum(file.size for file in files)
+        self.here.update({file.path: self.bytes_here(file) for file in files})
         with ThreadPoolExecutor(_WORKERS, thread_name_prefix="pull") as pool:
             jobs = [pool.submit(copy_context().run, self._fetch, file) for file in files]
             try:

