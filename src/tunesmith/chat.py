@@ -154,8 +154,8 @@ class Chat:
         """Whether there is an adapter to switch."""
         return self.pipeline.engine.has_adapter
 
-    def ask(self, text: str, sampling: Sampling | None = None) -> Iterator[str]:
-        """Yield the answer in pieces of whole characters. Closing the iterator stops it.
+    def ask(self, text: str, sampling: Sampling | None = None) -> Generator[str, None, None]:
+        """Yield the answer in pieces of whole characters. Closing the generator stops it.
 
         Raises:
             EngineError: The conversation does not fit the context, or the engine died; the
