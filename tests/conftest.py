@@ -1,5 +1,6 @@
 """Fixtures every test may use: an isolated home, and the one real model."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -7,6 +8,8 @@ import pytest
 
 from tests.hub_server import HubServer, running_hub
 from tunesmith.models.store import LocalModel
+
+os.environ["TUNESMITH_LANG"] = "en"  # messages are matched in English, on any machine
 
 
 @pytest.fixture

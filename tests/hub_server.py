@@ -140,6 +140,7 @@ class HubServer:
 def running_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A hub, with this process sent to it."""
     server = HubServer()
+    monkeypatch.delenv("TUNESMITH_HUB", raising=False)
     for name, value in server.env().items():
         monkeypatch.setenv(name, value)
     try:

@@ -98,7 +98,7 @@ def plan_from(reference: Reference, listing: Listing) -> Plan:
 
 def _check_name(reference: Reference, path: str) -> None:
     parts = path.split("/")
-    if path.startswith("/") or {"", ".", ".."} & set(parts) or re.search(r"[\x00-\x1f\\:]", path):
+    if {"", ".", ".."} & set(parts) or re.search(r"[\x00-\x1f\\:]", path):
         raise DownloadError(
             t(
                 "{repo} lists a file named {path}, which would leave its folder; "
