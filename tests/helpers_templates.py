@@ -1,11 +1,13 @@
 """Chat templates of model families, and small tokenizers that know their control tokens."""
 
+import json
 from dataclasses import dataclass
 from functools import cache
+from itertools import groupby
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from tunesmith.data.render import Rendered
@@ -59,14 +61,17 @@ def family_tokenizer(name: str) -> ChatTokenizer:
 
 
 def tokenizer_for(family: Family, chat_template: str | None) -> ChatTokenizer:
-    tokenizer = _sentencepiece(family) if family.sentencepiece else _byte_level(family)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "tokenizer.json"
-        tokenizer.save(str(file))
+        backend(family).save(str(file))
         config = {"bos_token": family.bos, "eos_token": family.eos}
         made = ChatTokenizer(file, config, chat_template)
         made.encode("".join(family.special), special=False)  # reads the file a second time
     return made
+
+
+def backend(family: Family) -> Tokenizer:
+    return _sentencepiece(family) if family.sentencepiece else _byte_level(family)
 
 
 def _byte_level(family: Family) -> Tokenizer:
@@ -87,39 +92,38 @@ def _byte_level(family: Family) -> Tokenizer:
 
 def _sentencepiece(family: Family) -> Tokenizer:
     """As Mistral has it: `▁` for a space, one put before the text, unknown characters as bytes."""
-    bytes_ = [f"<0x{number:02X}>" for number in range(256)]
-    trained = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
-    trained.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
-    trained.normalizer = normalizers.Sequence([])
-    trained.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(" ", 1, 0),
-        ]
-    )
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    steps = (decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse())
+    tokenizer.decoder = decoders.Sequence([*steps, decoders.Strip(" ", 1, 0)])
     trainer = BpeTrainer(
-        vocab_size=600,
-        special_tokens=[
-            *(AddedToken(token, special=True) for token in ("<unk>", *family.special)),
-            *(AddedToken(byte, special=False) for byte in bytes_),
-        ],
-        limit_alphabet=120,
+        vocab_size=300,
+        special_tokens=[AddedToken(token, special=True) for token in ("<unk>", *family.special)],
         show_progress=False,
     )
-    trained.train_from_iterator([text for text in _CORPUS if text.isascii()], trainer)
-    return trained
+    tokenizer.train_from_iterator([text for text in _CORPUS if text.isascii()], trainer)
+    whole = json.loads(tokenizer.to_str())
+    vocabulary = whole["model"]["vocab"]
+    vocabulary |= {f"<0x{byte:02X}>": len(vocabulary) + byte for byte in range(256)}
+    return Tokenizer.from_str(json.dumps(whole))
 
 
 def marked(rendered: Rendered, tokenizer: ChatTokenizer) -> str:
-    """The text of a sample with what is trained in ⟦brackets⟧."""
-    text, start = "", 0
-    for stop in range(1, len(rendered.trained) + 1):
-        inside = rendered.trained[start]
-        if stop == len(rendered.trained) or rendered.trained[stop] != inside:
-            before = tokenizer.decode(rendered.input_ids[:start], skip_special=False)
-            piece = tokenizer.decode(rendered.input_ids[:stop], skip_special=False)[len(before) :]
-            text += f"⟦{piece}⟧" if inside else piece
-            start = stop
-    return text
+    """The text of a sample, what is trained in ⟦brackets⟧.
+
+    A backslash stands before text that looks like a control token and is none.
+    """
+    text, inside = "", False
+    control = frozenset(tokenizer.special_tokens.values())
+    places = zip(rendered.input_ids, rendered.trained, strict=True)
+    start = 0
+    for (trained, is_control), group in groupby(places, lambda at: (at[1], at[0] in control)):
+        stop = start + len(list(group))
+        before = tokenizer.decode(rendered.input_ids[:start], skip_special=False)
+        piece = tokenizer.decode(rendered.input_ids[:stop], skip_special=False)[len(before) :]
+        if not is_control:
+            for token in tokenizer.special_tokens:
+                piece = piece.replace(token, "\\" + token)
+        text += ("" if trained == inside else "⟦" if trained else "⟧") + piece
+        inside, start = trained, stop
+    return text + ("⟧" if inside else "")

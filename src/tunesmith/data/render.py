@@ -249,8 +249,9 @@ class _Script:
         if not whole.startswith(asked):
             raise DataError(
                 t(
-                    "The model's chat template writes what precedes message {number} differently"
-                    " once it is answered, so this answer cannot be trained; take it out.",
+                    "The model's chat template asks for message {number} in another way than it"
+                    " writes it, so it cannot be trained; take out the message, or its thoughts"
+                    " (<think>…</think>) if the model is not asked to think.",
                     number=turn + 1,
                 )
             )
