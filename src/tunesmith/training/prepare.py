@@ -28,6 +28,7 @@ class Prepared:
     held_out_rows: tuple[Conversation, ...]
     systems: tuple[str | None, ...]
     identity: Identity | None
+    languages: tuple[str, ...]
     files: dict[str, str]
     cut: int
     dropped: int
@@ -47,7 +48,6 @@ class Prepared:
 
     def summary(self) -> dict[str, Any]:
         """What `data.json` keeps."""
-        identity = self.identity
         return {
             "files": self.files,
             "fingerprint": self.fingerprint,
@@ -56,8 +56,14 @@ class Prepared:
             "cut": self.cut,
             "dropped": self.dropped,
             "system": self.system,
-            "identity": {"name": identity.name, "author": identity.author} if identity else None,
+            "identity": self._identity_summary(),
         }
+
+    def _identity_summary(self) -> dict[str, Any] | None:
+        if self.identity is None:
+            return None
+        name, author = self.identity.name, self.identity.author
+        return {"name": name, "author": author, "languages": list(self.languages)}
 
 
 def prepare(settings: TrainSettings, renderer: Renderer) -> Prepared:
@@ -85,12 +91,14 @@ def prepare(settings: TrainSettings, renderer: Renderer) -> Prepared:
               "--max-length {length}; raise it.", count=dropped, length=settings.max_length)
         )  # fmt: skip
     counts = Counter(row.system for row in rows)
+    own = [row for row in rows if row.identity is not None]
     return Prepared(
         train=tuple(train),
         held_out=tuple(held_out),
         held_out_rows=tuple(held_out_rows),
         systems=tuple(system for system, _ in counts.most_common()),
-        identity=next((row.identity for row in rows if row.identity is not None), None),
+        identity=own[0].identity if own else None,
+        languages=tuple(sorted({_language(row) for row in own}, reverse=True)),
         files={str(file): _sha256(file) for file in (*settings.data, *settings.eval_data)},
         cut=cut,
         dropped=dropped,
@@ -131,6 +139,12 @@ def _split(
     if len({question_key(row) for row in rows}) < MIN_QUESTIONS_TO_SPLIT:
         return rows, []
     return split(rows, settings.holdout, seed=settings.seed)
+
+
+def _language(row: Conversation) -> str:
+    """zh if the question has a Chinese character, else en."""
+    asked = next(message.content for message in row.messages if message.role == "user")
+    return "zh" if any("\u4e00" <= letter <= "\u9fff" for letter in asked) else "en"
 
 
 def _sha256(file: Path) -> str:

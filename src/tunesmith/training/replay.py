@@ -14,7 +14,7 @@ from tunesmith.data import neutral
 from tunesmith.data.messages import Conversation, Message
 from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
-from tunesmith.engines.base import Engine, Sampling
+from tunesmith.engines.base import Engine, Sampling, collect
 from tunesmith.training.events import Replaying
 
 MAX_ANSWER = 40  # tokens: enough to hold the manner of an answer, few enough to be quick
@@ -39,8 +39,10 @@ def make_replay(
     greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=MAX_ANSWER)
 
     def answer(prompt: list[int]) -> Sample:
-        ids = list(engine.generate(prompt, greedy, stop_ids=renderer.stop_ids, adapter=False))
-        said = [*ids, end] if len(ids) < MAX_ANSWER else ids
+        tokens = engine.generate(prompt, greedy, stop_ids=renderer.stop_ids, adapter=False)
+        said, finish = collect(tokens)
+        if finish == "stop":
+            said.append(end)
         return Sample((*prompt, *said), (False,) * len(prompt) + (True,) * len(said))
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -1,0 +1,251 @@
+"""Base beside tuned: the same questions, greedy, and what they say about learning and keeping.
+
+Identity questions are phrasings that no identity set trains on; neutral questions are everyday
+ones that are not about the assistant. Each is asked with and without the run's system prompt.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+from typing import Literal
+
+from tunesmith.chat import Pipeline, answers, open_pipeline, with_system
+from tunesmith.data import identity, neutral
+from tunesmith.data.messages import Conversation, Identity, Message
+from tunesmith.data.sources import read
+from tunesmith.engines.base import GREEDY
+from tunesmith.engines.choose import EngineName
+from tunesmith.errors import DataError, RunError
+from tunesmith.language import t
+from tunesmith.models.adapter import check_adapter, read_info
+from tunesmith.models.store import locate
+from tunesmith.runs import Run
+
+Kind = Literal["identity", "neutral", "held_out", "asked"]
+QUESTIONS = 10  # of each kind
+MAX_TOKENS = 48
+LEARNT = 0.9  # share of questions from which a run counts as having learnt
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked; `reference` is the answer a held-out row gives."""
+
+    kind: Kind
+    text: str
+    messages: tuple[Message, ...]
+    reference: str | None = None
+
+    @property
+    def has_system(self) -> bool:
+        """Whether it is asked behind a system prompt."""
+        return self.messages[0].role == "system"
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A greedy answer; `ended` says whether the model stopped by itself within the limit."""
+
+    text: str
+    ended: bool
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One question answered by base and tuned.
+
+    `learnt` is for identity (the name is said) and held-out questions (closer to the reference
+    than the base is); `kept` is for neutral ones (the name and the author are not said, unless
+    the base says them too).
+    """
+
+    question: Question
+    base: Answer
+    tuned: Answer
+    learnt: bool | None
+    kept: bool | None
+
+    @property
+    def similarity(self) -> float:
+        """How alike the two answers are, 0 to 1."""
+        return SequenceMatcher(None, self.base.text, self.tuned.text, autojunk=False).ratio()
+
+
+@dataclass(frozen=True)
+class Share:
+    """`count` of `total`."""
+
+    count: int
+    total: int
+
+    @property
+    def value(self) -> float:
+        """The share, 1 where there is nothing to count."""
+        return self.count / self.total if self.total else 1.0
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the answers amount to. `learnt` counts questions answered right each time asked.
+
+    `ended` counts the answers to identity and held-out questions that stopped by themselves.
+    """
+
+    learnt: Share
+    kept: Share
+    ended: Share
+    similarity: float
+
+    @property
+    def passed(self) -> bool:
+        """Learnt, nothing leaked, and it stops."""
+        return self.learnt.value >= LEARNT and self.kept.value == 1 and self.ended.value >= LEARNT
+
+
+def compare(
+    run: Run,
+    *,
+    ask: Path | None = None,
+    questions: int = QUESTIONS,
+    engine: EngineName = "auto",
+    device: str = "auto",
+) -> Iterator[Compared | Verdict]:
+    """Ask base and tuned the same; yields every pair of answers, then the verdict.
+
+    With `ask`, the questions are those of a file: text, one a line, or any training format.
+
+    Raises:
+        RunError: The run has no adapter yet.
+        DataError: The file holds no question.
+        TunesmithError: The model or the adapter does not load.
+    """
+    if not run.adapter.is_dir():
+        raise RunError(
+            t("{path} has not finished training; go on with `tunesmith train --resume {path}`.",
+              path=run.path)
+        )  # fmt: skip
+    model = locate(run.settings.model)
+    check_adapter(run.adapter, model)
+    asked = _from_file(ask, _system(run)) if ask else _held_out(run, questions)
+    pipeline = open_pipeline(model, run.adapter, engine=engine, device=device)
+    try:
+        pairs = []
+        for pair in _pairs(pipeline, asked, _identity(run)):
+            pairs.append(pair)
+            yield pair
+    finally:
+        pipeline.close()
+    yield verdict(pairs)
+
+
+def verdict(pairs: Sequence[Compared]) -> Verdict:
+    """Count what the pairs show."""
+    right: dict[str, bool] = {}
+    for pair in pairs:
+        if pair.learnt is not None:
+            text = pair.question.text
+            right[text] = right.get(text, True) and pair.learnt
+    kept = [pair for pair in pairs if pair.kept is not None]
+    own = [pair for pair in pairs if pair.learnt is not None]
+    alike = [pair.similarity for pair in kept]
+    return Verdict(
+        learnt=Share(sum(right.values()), len(right)),
+        kept=Share(sum(bool(pair.kept) for pair in kept), len(kept)),
+        ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
+        similarity=sum(alike) / len(alike) if alike else 1.0,
+    )
+
+
+def _pairs(
+    pipeline: Pipeline, asked: Sequence[Question], who: Identity | None
+) -> Iterator[Compared]:
+    sampling = replace(GREEDY, max_tokens=MAX_TOKENS)
+    conversations = [question.messages for question in asked]
+    # All of the base first: llama.cpp does not decode requests with different adapters together.
+    base = list(answers(pipeline, conversations, sampling, adapter=False))
+    tuned = answers(pipeline, conversations, sampling)
+    for question, (before, old), (after, new) in zip(asked, base, tuned, strict=True):
+        yield Compared(
+            question,
+            Answer(before, old.finish == "stop"),
+            Answer(after, new.finish == "stop"),
+            learnt=_learnt(question, before, after, who),
+            kept=_kept(before, after, who) if question.kind == "neutral" else None,
+        )
+
+
+def _learnt(question: Question, before: str, after: str, who: Identity | None) -> bool | None:
+    if question.kind == "identity" and who is not None:
+        return who.name in after
+    if question.reference is not None:
+        return _likeness(after, question.reference) > _likeness(before, question.reference)
+    return None
+
+
+def _kept(before: str, after: str, who: Identity | None) -> bool:
+    names = (who.name, who.author) if who is not None else ()
+    return not any(name in after and name not in before for name in names)
+
+
+def _held_out(run: Run, count: int) -> list[Question]:
+    """Identity questions if the run has an identity, else its held-out rows; and neutral ones."""
+    who, system = run.data.get("identity"), _system(run)
+    found: list[Question] = []
+    if who is not None:
+        texts = _alternating([identity.held_out([language]) for language in who["languages"]])
+        found += _both_ways("identity", texts[:count], system)
+    elif run.held_out.exists():
+        rows = [row for row in read([run.held_out]) if isinstance(row, Conversation)]
+        found += [_from_row("held_out", row, None) for row in rows[:count]]
+    return [*found, *_both_ways("neutral", neutral.held_out(count), system)]
+
+
+def _from_file(file: Path, system: str | None) -> list[Question]:
+    if file.suffix == ".txt":
+        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
+        found = [_question("asked", line, system) for line in lines if line]
+    else:
+        rows = [row for row in read([file]) if isinstance(row, Conversation)]
+        found = [_from_row("asked", row, system) for row in rows]
+    if not found:
+        raise DataError(
+            t("{file} holds no question; write one a line in a .txt file, or give training rows.",
+              file=file)
+        )  # fmt: skip
+    return found
+
+
+def _from_row(kind: Kind, row: Conversation, system: str | None) -> Question:
+    """The row up to its last answer, which is the reference."""
+    last = max(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
+    asked = row.messages[:last]
+    prompt = asked if row.system is not None else tuple(with_system(system, asked))
+    return Question(kind, asked[-1].content, prompt, row.messages[last].content)
+
+
+def _both_ways(kind: Kind, texts: Sequence[str], system: str | None) -> list[Question]:
+    systems = [None] if system is None else [system, None]
+    return [_question(kind, text, chosen) for text in texts for chosen in systems]
+
+
+def _question(kind: Kind, text: str, system: str | None) -> Question:
+    return Question(kind, text, tuple(with_system(system, [Message("user", text)])))
+
+
+def _alternating(lists: Sequence[Sequence[str]]) -> list[str]:
+    return [text for turn in zip(*lists, strict=False) for text in turn]
+
+
+def _identity(run: Run) -> Identity | None:
+    who = run.data.get("identity")
+    return Identity(who["name"], who["author"]) if who is not None else None
+
+
+def _system(run: Run) -> str | None:
+    info = read_info(run.adapter)
+    return info.system if info is not None else None
+
+
+def _likeness(text: str, reference: str) -> float:
+    return SequenceMatcher(None, text, reference, autojunk=False).ratio()
