@@ -15,7 +15,7 @@ from tunesmith.apps.menu import COMMANDS, GROUPS
 from tunesmith.language import LOCALE_DIR, current_language, set_language, t
 
 SOURCE = Path(tunesmith.__file__).parent
-CALLS = {"t": 0, "setting": 1, "Parameter": "help"}  # where each call keeps its sentence
+CALLS: dict[str, int | str] = {"t": 0, "setting": 1, "Parameter": "help"}  # where each call keeps its sentence
 SENTENCES_FROM_ELSEWHERE = {"language.py", "help.py"}  # the lookup itself; menu and flag texts
 
 

@@ -129,20 +129,27 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _check_bounds(item: "Field[Any]", value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return
-    low, high = item.metadata["low"], item.metadata["high"]
+def require_range(name: str, value: float, low: float | None, high: float | None = None) -> None:
+    """Refuse a value outside the inclusive bounds; `name` is the flag it was given with.
+
+    Raises:
+        UsageError: The value is out of range, or not a number.
+    """
     if (low is not None and not value >= low) or (high is not None and not value <= high):
         bounds = " … ".join("" if bound is None else f"{bound:g}" for bound in (low, high))
         raise UsageError(
             t(
                 "{flag} {value} is out of range; allowed: {bounds}.",
-                flag=flag(item.name),
+                flag=name,
                 value=value,
                 bounds=bounds.strip(),
             )
         )
+
+
+def _check_bounds(item: "Field[Any]", value: object) -> None:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        require_range(flag(item.name), value, item.metadata["low"], item.metadata["high"])
 
 
 def read_recipe(path: Path) -> dict[str, Any]:

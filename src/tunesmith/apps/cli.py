@@ -4,6 +4,7 @@ import io
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from contextvars import copy_context
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
+    if not debug:
+        warnings.simplefilter("ignore")  # what libraries tell developers is not for users
     try:
         code = _dispatch(GlobalOptions.take(arguments))
         sys.stdout.flush()
@@ -40,7 +43,7 @@ def _run(arguments: list[str]) -> int:
     except BrokenPipeError:
         # The reader has gone, as with `| head`; Python would complain once more at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 1
     except Exception as error:  # noqa: BLE001  the last line of defence: a sentence, no traceback
         return _fail(_unexpected(error), 1, debug)
 

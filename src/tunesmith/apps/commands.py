@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from tunesmith.config import require_range
 from tunesmith.language import t
 
 Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
@@ -124,8 +125,19 @@ def chat(
     engine: Annotated[
         Literal["auto", "llama.cpp", "hf"], Parameter(help="What runs the model.")
     ] = "auto",
-) -> None:
+) -> int:
     """Talk until the input ends, or answer once."""
+    from tunesmith.apps.repl import run_repl
+    from tunesmith.chat import open_chat
+    from tunesmith.engines.base import Sampling
+
+    require_range("--temperature", temperature, 0, 10)
+    require_range("--top-p", top_p, 0, 1)
+    require_range("--max-tokens", max_tokens, 1)
+    require_range("--seed", seed, 0)
+    sampling = Sampling(temperature=temperature, top_p=top_p, max_tokens=max_tokens, seed=seed)
+    with open_chat(model, adapter=adapter, system=system, engine=engine) as conversation:
+        return run_repl(conversation, once=once, sampling=sampling)
 
 
 def compare(

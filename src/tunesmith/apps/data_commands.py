@@ -3,16 +3,21 @@
 import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from tunesmith.errors import UsageError
+from tunesmith import runs
+from tunesmith.config import require_range
+from tunesmith.errors import DataError, UsageError
 from tunesmith.language import t
+from tunesmith.paths import write_atomic
 
 if TYPE_CHECKING:
     from tunesmith.data.findings import Finding
+    from tunesmith.data.messages import Conversation
 
 Out = Annotated[Path, Parameter(name=("--out", "-o"), help="File to write.")]
 Overwrite = Annotated[bool, Parameter(help="Replace the file if it exists.", negative=())]
@@ -40,6 +45,60 @@ def check(
             t("{usable} of {rows} rows can be trained on.", usable=report.usable, rows=report.rows)
         )
     return 1 if report.errors else 0
+
+
+def preview(
+    file: Annotated[Path, Parameter(help="A training file.")],
+    /,
+    *,
+    model: Annotated[str, Parameter(help="The model, or the run, whose tokens to show.")],
+    rows: Annotated[int, Parameter(help="How many rows to show.")] = 3,
+    max_length: Annotated[
+        int | None, Parameter(help="Show what a limit of so many tokens would cut.")
+    ] = None,
+    html: Annotated[
+        Path | None, Parameter(help="Write a page with the rows instead of printing them.")
+    ] = None,
+    overwrite: Overwrite = False,
+) -> None:
+    """Show rows as the model's tokens, the trained ones marked."""
+    from tunesmith.apps.terminal import console, sample_text
+    from tunesmith.data.preview import lengths, preview_html, spans, summary
+    from tunesmith.data.render import Renderer
+    from tunesmith.models.store import locate
+    from tunesmith.models.tokenizer import load_tokenizer
+
+    require_range("--rows", rows, 1)
+    if html is not None and html.exists() and not overwrite:
+        raise UsageError(t("{path} exists already; add --overwrite to replace it.", path=html))
+    base = runs.find(model).settings.model if runs.is_run(model) else model
+    tokenizer = load_tokenizer(locate(base))
+    renderer = Renderer(tokenizer)
+    samples = [part for row in _good_rows(file, rows) for part in renderer.sample(row)]
+    if html is not None:
+        page = preview_html(samples, tokenizer, title=file.name, max_length=max_length)
+        write_atomic(html, page)
+        print(t("written: {path}", path=html))
+        return
+    screen = console()
+    for sample in samples:
+        screen.print(sample_text(spans(sample, tokenizer), max_length, screen), end="\n\n")
+    for line in summary(lengths(samples, max_length)):
+        screen.print(line)
+
+
+def _good_rows(file: Path, count: int) -> list["Conversation"]:
+    from tunesmith.data.checks import scan
+
+    good = (
+        row
+        for row, findings in scan([file])
+        if row is not None and not any(found.is_error for found in findings)
+    )
+    rows = list(islice(good, count))
+    if not rows:
+        raise DataError(t("{path} has no good row; see: tunesmith data check {path}", path=file))
+    return rows
 
 
 def identity(
@@ -77,8 +136,7 @@ def convert(
     from tunesmith.data.convert import convert as write
 
     _require(files, "convert")
-    if not 0 <= holdout < 1:
-        raise UsageError(t("--holdout {share} is out of range; allowed: 0 … 1.", share=holdout))
+    require_range("--holdout", holdout, 0, 0.9)
     done = write(files, out, holdout=holdout, seed=seed, overwrite=overwrite)
     _show_findings(done.left_out)
     print(t("{rows} rows written to {path}", rows=done.rows, path=done.path))
@@ -94,9 +152,12 @@ def _require(files: Sequence[Path], command: str) -> None:
 
 
 def _show_findings(findings: Sequence["Finding"]) -> None:
-    from tunesmith.apps.terminal import console, table
+    """A table on a terminal; elsewhere a line each, which grep and editors understand."""
+    from tunesmith.apps.terminal import console, safe, table
 
-    if not findings:
+    screen = console()
+    if not screen.is_terminal:
+        print("".join(safe(str(found)) + "\n" for found in findings), end="")
         return
     kinds = {"error": t("error"), "warning": t("note")}
     titles = (t("where"), t("field"), t("kind"), t("problem"), t("what to do"))
@@ -104,4 +165,5 @@ def _show_findings(findings: Sequence["Finding"]) -> None:
         (str(found.place), found.field or "", kinds[found.severity], found.problem, found.fix)
         for found in findings
     ]
-    console().print(table(titles, rows))
+    if rows:
+        screen.print(table(titles, rows))

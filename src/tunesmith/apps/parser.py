@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from importlib import import_module
+from inspect import BoundArguments
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,14 +25,24 @@ def run_command(name: str, words: Sequence[str]) -> int:
     """Call the command with the words that follow its name; the exit code it returned.
 
     Raises:
+        UsageError: The words do not fit the command.
+    """
+    bound = parse(name, words)
+    return int(_function(name)(*bound.args, **bound.kwargs) or 0)
+
+
+def parse(name: str, words: Sequence[str]) -> BoundArguments:
+    """The words as the command's arguments; a recipe among them is read.
+
+    Raises:
         UsageError: The words do not fit the command; the sentence says which and how.
     """
     try:
-        code = _app(name)(words, exit_on_error=False, print_error=False)
+        _, bound, _ = _app(name).parse_args(words, exit_on_error=False, print_error=False)
     except CycloptsError as error:
         hint = t("`tunesmith {command} --help` shows what it takes.", command=name)
         raise UsageError(f"{_explain(error)} {hint}") from error
-    return int(code or 0)
+    return bound
 
 
 def arguments_of(name: str) -> "ArgumentCollection":
@@ -40,19 +51,20 @@ def arguments_of(name: str) -> "ArgumentCollection":
 
 
 def _app(name: str) -> App:
-    module, _, function = COMMANDS[name].function.partition(":")
-    command = getattr(import_module(module), function)
-    app = App(
+    return App(
         name=f"tunesmith {name}",
+        default_command=_function(name),
         help_flags=(),
         version_flags=(),
-        result_action="return_value",
-        suppress_keyboard_interrupt=False,
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
         config=_use_recipe if name == "train" else None,
     )
-    app.default(command)
-    return app
+
+
+def _function(name: str) -> Callable[..., int | None]:
+    module, _, function = COMMANDS[name].function.partition(":")
+    command: Callable[..., int | None] = getattr(import_module(module), function)
+    return command
 
 
 def _explain(error: CycloptsError) -> str:

@@ -30,6 +30,7 @@ from tunesmith.training.events import (
 )
 
 if TYPE_CHECKING:
+    from tunesmith.data.preview import Span
     from tunesmith.models.hub import Chosen, PullEvent
 
 PLAIN_WIDTH = 120
@@ -70,7 +71,9 @@ def duration(seconds: float) -> str:
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     """A table of plain cells; whatever the cells hold, none is read as markup."""
-    drawn = Table(*titles, box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
+    for title in titles:
+        drawn.add_column(Text(title), overflow="fold")
     for row in rows:
         drawn.add_row(*(Text(safe(cell)) for cell in row))
     return drawn
@@ -79,6 +82,23 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 def print_json(value: Any) -> None:
     """One JSON document on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def sample_text(spans: "Iterable[Span]", max_length: int | None, screen: Console) -> Text:
+    """A sample's tokens, trained ones green and cut ones struck; without colour, ⟦trained✂cut⟧."""
+    text, place, trained, cut = Text(), 0, False, False
+    for span in spans:
+        place += len(span.token_ids)
+        if span.trained != trained and not screen.is_terminal:
+            text.append("⟦" if span.trained else "⟧")
+        if max_length is not None and place > max_length and not cut:
+            cut = True
+            text.append("" if screen.is_terminal else "✂")
+        trained = span.trained
+        text.append(span.text, ("bold green" if trained else "dim") + (" strike" if cut else ""))
+    if trained and not screen.is_terminal:
+        text.append("⟧")
+    return text
 
 
 def show_pull(events: "Iterable[PullEvent]") -> None:
