@@ -35,8 +35,9 @@ Cli = Callable[..., Answer]
 
 
 @pytest.fixture
-def cli(home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-        capsys: pytest.CaptureFixture[str]) -> Cli:  # fmt: skip
+def cli(
+    home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Cli:
     """Run a command line in an empty working directory: exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
 
@@ -90,8 +91,9 @@ def test_every_command_has_a_help_page_in_both_languages(name: str, cli: Cli) ->
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_the_example_of_each_command_is_accepted(name: str, monkeypatch: pytest.MonkeyPatch,
-                                                 tmp_path: Path) -> None:  # fmt: skip
+def test_the_example_of_each_command_is_accepted(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     import shlex
 
     program, *words = shlex.split(COMMANDS[name].example)
@@ -102,8 +104,9 @@ def test_the_example_of_each_command_is_accepted(name: str, monkeypatch: pytest.
 
 @pytest.mark.parametrize("width", [40, 60, 88, 200])
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_help_fits_the_terminal(width: int, language: str, cli: Cli,
-                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_help_fits_the_terminal(
+    width: int, language: str, cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", str(width))
     _, out, _ = cli("train", "--help", "--lang", language)
     options = [
@@ -274,8 +277,9 @@ def test_training_as_json_is_one_event_a_line(cli: Cli, rows: Path, tiny: Path) 
     assert events[-1] == events[-1] | {"event": "Finished", "step": 3}
 
 
-def test_training_stopped_by_ctrl_c_says_how_to_go_on(rows: Path, tiny: Path, tmp_path: Path,
-                                                      home: Path) -> None:  # fmt: skip
+def test_training_stopped_by_ctrl_c_says_how_to_go_on(
+    rows: Path, tiny: Path, tmp_path: Path, home: Path
+) -> None:
     line = [*TUNESMITH, *map(str, _training(rows, tiny, steps=100_000))]
     process = subprocess.Popen(
         line, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -327,7 +331,27 @@ def test_an_unknown_word_is_refused_before_anything_is_loaded() -> None:
 
 def _training(rows: Path, model: Path, *, steps: int) -> list[str | Path]:
     return [
-        "train", "--model", model, "--data", rows, "--out", "run", "--replay", "0",
-        "--max-steps", str(steps), "--batch-size", "4", "--eval-every", "2", "--save-every", "2",
-        "--holdout", "0.2", "--device", "cpu", "--dtype", "float32",
-    ]  # fmt: skip
+        "train",
+        "--model",
+        model,
+        "--data",
+        rows,
+        "--out",
+        "run",
+        "--replay",
+        "0",
+        "--max-steps",
+        str(steps),
+        "--batch-size",
+        "4",
+        "--eval-every",
+        "2",
+        "--save-every",
+        "2",
+        "--holdout",
+        "0.2",
+        "--device",
+        "cpu",
+        "--dtype",
+        "float32",
+    ]

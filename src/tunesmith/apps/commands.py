@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from tunesmith.config import require_range
 from tunesmith.language import t
 
+Engine = Annotated[Literal["auto", "llama.cpp", "hf"], Parameter(help="What runs the model.")]
 Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
 
 
@@ -122,9 +123,7 @@ def chat(
     ] = 0.9,
     max_tokens: Annotated[int, Parameter(help="Longest answer, in tokens.")] = 512,
     seed: Annotated[int, Parameter(help="Seed of the sampling.")] = 42,
-    engine: Annotated[
-        Literal["auto", "llama.cpp", "hf"], Parameter(help="What runs the model.")
-    ] = "auto",
+    engine: Engine = "auto",
 ) -> int:
     """Talk until the input ends, or answer once."""
     from tunesmith.apps.repl import run_repl
@@ -147,7 +146,16 @@ def compare(
     ask: Annotated[
         Path | None, Parameter(help="Questions of your own, one a line or as training rows.")
     ] = None,
+    engine: Engine = "auto",
     json: Json = False,
-) -> int:
+) -> None:
     """Print the answers side by side, then the verdict."""
-    return 0
+    from tunesmith import runs
+    from tunesmith.apps import comparison
+    from tunesmith.evaluation.compare import compare as answers
+
+    results = answers(runs.find(run), ask=ask, engine=engine)
+    if json:
+        comparison.show_json(results)
+    else:
+        comparison.show(results)

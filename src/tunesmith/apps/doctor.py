@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from tempfile import TemporaryFile
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -115,7 +116,10 @@ def _disk() -> list[Check]:
     nearest = next(folder for folder in (home, *home.parents) if folder.exists())
     free = shutil.disk_usage(nearest).free
     found = t("{free} free for {path}", free=_gb(free), path=home)
-    if not os.access(nearest, os.W_OK):
+    try:
+        with TemporaryFile(dir=nearest):
+            pass
+    except OSError:
         advice = t("Set TUNESMITH_HOME to a folder that you can write.")
         return [Check("disk", "bad", t("{path} cannot be written", path=nearest), advice)]
     if free >= ENOUGH_DISK:

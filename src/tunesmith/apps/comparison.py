@@ -1,0 +1,88 @@
+"""Draws a comparison: each question with both answers side by side, then the verdict."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from tunesmith.apps.terminal import console, print_json, safe
+from tunesmith.evaluation.compare import Compared, Verdict
+from tunesmith.language import t
+
+MARKS = {True: "✓", False: "✗", None: ""}
+
+
+def show_json(results: Iterable[Compared | Verdict]) -> None:
+    """Print pairs and verdict as one JSON object."""
+    found = list(results)
+    verdict = next(item for item in found if isinstance(item, Verdict))
+    pairs = [asdict(item) for item in found if isinstance(item, Compared)]
+    print_json({"pairs": pairs, "verdict": asdict(verdict) | {"passed": verdict.passed}})
+
+
+def show(results: Iterable[Compared | Verdict]) -> None:
+    """Print the answers as a table, then what they amount to."""
+    screen = console()
+    table = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False)
+    for title, ratio in ((t("question"), 2), (t("base"), 3), (t("tuned"), 3)):
+        table.add_column(title, ratio=ratio, overflow="fold")
+    table.add_column("", width=1)
+    verdicts: list[Verdict] = []
+    with screen.status(t("asking the model without and with what it learnt …")):
+        for item in results:
+            if isinstance(item, Verdict):
+                verdicts.append(item)
+            else:
+                table.add_row(*_cells(item))
+    screen.print(table)
+    for verdict in verdicts:
+        for line in _sentences(verdict):
+            screen.print(line)
+
+
+def _cells(pair: Compared) -> Iterator[Text]:
+    question = safe(pair.question.text)
+    note = t("with the system prompt") if pair.question.has_system else ""
+    yield Text.assemble(question, ("\n" + note if note else "", "dim"))
+    yield Text(safe(pair.base.text))
+    yield Text(safe(pair.tuned.text))
+    right = pair.learnt if pair.learnt is not None else pair.kept
+    yield Text(MARKS[right], style="green" if right else "red")
+
+
+def _sentences(verdict: Verdict) -> Iterator[str]:
+    learnt, kept, ended = verdict.learnt, verdict.kept, verdict.ended
+    if learnt.total:
+        yield t(
+            "learnt: {count} of {total} questions that it was not trained on",
+            count=learnt.count,
+            total=learnt.total,
+        )
+    if kept.total:
+        yield t(
+            "kept: {count} of {total} unrelated answers stay free of what was taught; "
+            "they are {alike:.0%} like the base's",
+            count=kept.count,
+            total=kept.total,
+            alike=verdict.similarity,
+        )
+    if ended.total:
+        yield t(
+            "ended: {count} of {total} answers stop by themselves",
+            count=ended.count,
+            total=ended.total,
+        )
+    if learnt.total and verdict.passed:
+        yield t("verdict: it learnt, and it kept what it knew.")
+    elif learnt.total:
+        yield t("verdict: not yet. {advice}", advice=_advice(verdict))
+
+
+def _advice(verdict: Verdict) -> str:
+    if verdict.kept.value < 1:
+        return t("What was taught leaks into other answers: more --replay, or fewer --epochs.")
+    if verdict.learnt.count < verdict.learnt.total:
+        return t("It has not learnt enough: more --epochs, or a higher --learning-rate.")
+    return t("Its answers do not stop: look at the data with `tunesmith data preview`.")
