@@ -36,4 +36,7 @@ class LlamaCpp:
 
     def _complete(self, prompt: list[int] | str) -> Any:
         request = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20}
-        return self._server.handle_completions(request | {"cache_prompt": False})
+        # Without ignore_eos there are no probabilities where the likeliest token ends the answer;
+        # they are the model's own, before that rule.
+        more = {"cache_prompt": False, "ignore_eos": True}
+        return self._server.handle_completions(request | more)

@@ -18,7 +18,7 @@ from tunesmith.models.tokenizer import load_tokenizer
 PROMPT = [1, 20, 30, 40, 50, 60, 70, 2, 5, 1]
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "rslora": {"use_rslora": True, "lora_alpha": 5},
+    "rslora": {"use_rslora": True},
     "patterns": {
         "rank_pattern": {"q_proj": 2, "layers.1.mlp.down_proj": 8},
         "alpha_pattern": {"k_proj": 3, "up_proj": 20},

@@ -1,6 +1,5 @@
 """A PEFT adapter as the GGUF file llama.cpp puts on a running model."""
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from tunesmith.models.adapter import (
     read_values,
 )
 from tunesmith.models.headers import gguf_header
-from tunesmith.models.safety import weight_files
+from tunesmith.models.safety import read_json
 from tunesmith.models.store import LocalModel
 from tunesmith.paths import cache_dir
 
@@ -127,8 +126,7 @@ def _from_gguf(path: Path) -> _Base:
 
 
 def _from_config(folder: Path) -> _Base:
-    weight_files(folder)
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     kind = config["model_type"]
     heads = config["num_attention_heads"]
     return _Base(

@@ -87,6 +87,24 @@ def code_allowed(model: LocalModel) -> bool:
     return pinned and f"{model.source}:{repo}@{model.revision}" in entries
 
 
+def read_json(file: Path) -> Any:
+    """What a model's JSON file holds.
+
+    Raises:
+        ModelError: It is not JSON.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ModelError(
+            t(
+                "{path} is not valid JSON ({reason}); download the model again.",
+                path=file,
+                reason=error,
+            )
+        ) from error
+
+
 def _check_gguf(path: Path) -> None:
     kind = gguf_header(path).metadata.get("general.type", "model")
     if kind != "model":
@@ -129,7 +147,7 @@ def _code(folder: Path) -> Iterator[tuple[Path, str]]:
     for name in _CONFIGS:
         file = folder / name
         if file.is_file():
-            yield from ((file, reason) for reason in _code_fields(_read_config(file)))
+            yield from ((file, reason) for reason in _code_fields(read_json(file)))
     for file in sorted(folder.rglob("*.py")):
         yield file, t("a Python file")
 
@@ -157,21 +175,8 @@ def _known(implementation: Any) -> bool:
     )
 
 
-def _read_config(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise ModelError(
-            t(
-                "{path} is not valid JSON ({reason}); download the model again.",
-                path=file,
-                reason=error,
-            )
-        ) from error
-
-
 def _index_map(index: Path) -> dict[str, str]:
-    content = _read_config(index)
+    content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not all(isinstance(v, str) for v in weight_map.values()):
         raise ModelError(

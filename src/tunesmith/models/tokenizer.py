@@ -1,6 +1,5 @@
 """Text to token ids and back, by the model's own tokenizer, without torch or transformers."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -15,6 +14,7 @@ from tunesmith.language import t
 from tunesmith.models.cache import made_once
 from tunesmith.models.headers import gguf_header
 from tunesmith.models.quiet import quiet
+from tunesmith.models.safety import read_json
 from tunesmith.models.store import LocalModel
 from tunesmith.paths import cache_dir
 
@@ -208,7 +208,7 @@ def _open(file: Path) -> Tokenizer:
     except Exception as error:  # the library raises bare Exception
         raise ModelError(
             t(
-                "{path} is not a tokenizer: {reason}. Download the model again.",
+                "{path} is not a tokenizer ({reason}); download the model again.",
                 path=file,
                 reason=error,
             )
@@ -232,15 +232,15 @@ def _token_text(entry: Any) -> str | None:
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
-    older = _read_json(folder / "special_tokens_map.json")
-    return older | _read_json(folder / "tokenizer_config.json")
+    older = _read_fields(folder / "special_tokens_map.json")
+    return older | _read_fields(folder / "tokenizer_config.json")
 
 
 def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     file = folder / "chat_template.jinja"
     template: Any = file.read_text(encoding="utf-8") if file.is_file() else None
     template = template or config.get("chat_template")
-    template = template or _read_json(folder / "chat_template.json").get("chat_template")
+    template = template or _read_fields(folder / "chat_template.json").get("chat_template")
     if isinstance(template, list):  # named templates: [{"name": "default", "template": "…"}, …]
         template = {entry["name"]: entry["template"] for entry in template}
     if isinstance(template, dict):
@@ -260,17 +260,6 @@ def _read_template(folder: Path, config: Mapping[str, Any]) -> str | None:
     return template
 
 
-def _read_json(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(
-            t(
-                "{path} is not valid JSON: {reason}. Download the model again.",
-                path=file,
-                reason=error,
-            )
-        ) from error
+def _read_fields(file: Path) -> dict[str, Any]:
+    content = read_json(file) if file.is_file() else {}
     return content if isinstance(content, dict) else {}

@@ -135,5 +135,5 @@ def _explained(path: Path) -> Iterator[None]:
         yield
     except (*failures, SafetensorError) as error:
         raise ModelError(
-            t("transformers cannot load {path}: {reason}", path=path, reason=error)
+            t("transformers cannot load or unpack {path}: {reason}", path=path, reason=error)
         ) from error
