@@ -21,8 +21,9 @@ from tests.helpers_templates import (
     template,
     tokenizer_for,
 )
+from tunesmith.data.chat_format import CHATML
 from tunesmith.data.messages import Conversation, Message, Place
-from tunesmith.data.render import CHATML, Rendered, Renderer
+from tunesmith.data.render import Rendered, Renderer
 from tunesmith.errors import DataError, ModelError
 
 TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}},)
@@ -278,10 +279,29 @@ def test_an_answer_the_template_does_not_end_is_ended_with_eos() -> None:
     ]
 
 
+ASKING = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' + THOUGHT }}{% endif %}"
+)
+
+
+def test_an_empty_thought_that_is_asked_with_but_never_shown_stays_in_the_prompt() -> None:
+    tokenizer = tokenizer_for(FAMILIES["qwen2.5"], ASKING.replace("THOUGHT", "'<think></think>'"))
+    messages = talk(("Hi", "One"), ("More", "Two"), system="Be kind.")
+    opening = "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n"
+    samples = Renderer(tokenizer).sample(Conversation(messages))
+    assert [marked(sample, tokenizer) for sample in samples] == [
+        opening + "<|im_start|>assistant\n<think></think>⟦One<|im_end|>⟧",
+        opening + "<|im_start|>assistant\nOne<|im_end|>\n<|im_start|>user\nMore<|im_end|>\n"
+        "<|im_start|>assistant\n<think></think>⟦Two<|im_end|>⟧",
+    ]
+
+
 @pytest.mark.parametrize(
     ("chat_template", "reason"),
     [
         ("{{ 'ask' if add_generation_prompt else messages[-1].content }}", "not how the answer"),
+        (ASKING.replace("THOUGHT", "'<think>'"), "thought that it leaves out"),
         ("{{ messages[0].content }}", "does not show the answer"),
         ("{{ raise_exception('never') }}", "never"),
         ("{% for m in messages %}{{ m.tone + 1 }}{% endfor %}", "tone"),

@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from tunesmith.data.render import ChatTokenizer, Rendered
+from tunesmith.data.chat_format import ChatTokenizer
+from tunesmith.data.render import Rendered
 from tunesmith.language import current_language, t
 
 _SHOWN = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}

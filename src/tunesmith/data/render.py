@@ -9,52 +9,21 @@ Each piece is encoded on its own, in training and in chat. So what a model is as
 what it was trained to answer: `prompt(messages[:i])` opens the sample that trains answer `i`.
 """
 
-import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
+from tunesmith.data.chat_format import ChatFormat, ChatTokenizer
 from tunesmith.data.messages import Conversation, Message
-from tunesmith.data.template import ChatTemplate
-from tunesmith.errors import DataError, ModelError
+from tunesmith.errors import DataError
 from tunesmith.language import t
-
-CHATML = (
-    "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 
 # A control token's text inside a message is swapped for one character from here while the template
 # runs, so that only what the template itself writes can become a control token.
 _PRIVATE = 0xF0000
 _PRIVATE_TEXT = "[\U000f0000-\U000fffff]"
 _CONTEXT_CHARS = 200
-
-
-class ChatTokenizer(Protocol):
-    """What rendering needs of a tokenizer."""
-
-    chat_template: str | None
-    bos_token: str | None
-    eos_token: str | None
-    special_tokens: dict[str, int]
-
-    @property
-    def eos_token_id(self) -> int | None:
-        """The id of `eos_token`."""
-        ...
-
-    def encode(self, text: str, *, special: bool = True) -> list[int]:
-        """The ids of `text`, nothing added; with `special=False` control tokens are plain text."""
-        ...
-
-    def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
-        """The text of `ids`."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -82,8 +51,7 @@ class Renderer:
 
     def __init__(self, tokenizer: ChatTokenizer, *, thinking: bool = False) -> None:
         self.tokenizer = tokenizer
-        self._format = _Format(tokenizer, thinking)
-        self._end = self._format.end
+        self._format = ChatFormat(tokenizer, thinking=thinking)
 
     @property
     def template_sha256(self) -> str:
@@ -93,7 +61,8 @@ class Renderer:
     @property
     def stop_ids(self) -> frozenset[int]:
         """The ids that end an answer: the template's end of turn and the tokenizer's eos."""
-        ids = {self.tokenizer.special_tokens.get(self._end.text), self.tokenizer.eos_token_id}
+        end = self._format.end.text
+        ids = {self.tokenizer.special_tokens.get(end), self.tokenizer.eos_token_id}
         return frozenset(id for id in ids if id is not None)
 
     def prompt(
@@ -126,83 +95,6 @@ class Renderer:
             raise DataError(f"{conversation.place}: {error}") from error
 
 
-class _End(NamedTuple):
-    """What ends an answer, and whether the template writes it or we must."""
-
-    text: str
-    written: bool
-
-
-class _Format:
-    """What is known of a model's template."""
-
-    def __init__(self, tokenizer: ChatTokenizer, thinking: bool) -> None:
-        self.tokenizer = tokenizer
-        self.template = ChatTemplate(_template_source(tokenizer))
-        self.special = _special_pattern(tokenizer)
-        self.foreign = re.compile(f"{self.special.pattern}|{_PRIVATE_TEXT}")
-        tokens = {"bos_token": tokenizer.bos_token, "eos_token": tokenizer.eos_token}
-        self._variables: dict[str, Any] = {k: v for k, v in tokens.items() if v is not None}
-        self._variables |= {"enable_thinking": thinking, "thinking": thinking}
-
-    def write(self, messages: list[Any], tools: list[Any] | None, *, ask: bool) -> str:
-        """The template's text for `messages`, with the request to answer if `ask`."""
-        return self.template.render(
-            messages=messages, tools=tools, add_generation_prompt=ask, **self._variables
-        )
-
-    @cached_property
-    def end(self) -> _End:
-        """The end of an answer; refuses a template whose answers cannot be trained."""
-        talk = [Message("user", "Question"), Message("assistant", "Answer")]
-        try:
-            script = _Script(self, [*talk, *talk], ())
-            asked, answered = script.text(1, ask=True), script.text(2, ask=False)
-            script.text(3, ask=True)
-        except DataError as error:
-            raise _unfit(str(error)) from error
-        if not answered.startswith(asked):
-            raise _unfit(t("what it asks is not how the answer it shows begins"))
-        _, found, after = answered[len(asked) :].partition("Answer")
-        if not found:
-            raise _unfit(t("it does not show the answer"))
-        written = self.special.search(after)
-        end = written[0] if written else self.tokenizer.eos_token
-        if not end:
-            raise _unfit(t("nothing marks the end of an answer"))
-        return _End(end, written is not None)
-
-    @cached_property
-    def folds_system(self) -> bool:
-        """Whether the template refuses a system prompt (Gemma 2), or loses it (Mistral).
-
-        Mistral's writes it in the last message if that is the user's, so no longer once answered.
-        """
-        talk = [("system", "Rules"), ("user", "Question"), ("assistant", "Answer")]
-        messages = [{"role": role, "content": content} for role, content in talk]
-        try:
-            asked = self.write(messages[:2], None, ask=True)
-            answered = self.write(messages, None, ask=False)
-        except DataError:
-            return True
-        return "Rules" not in asked or not answered.startswith(asked)
-
-    @cached_property
-    def wants_json_text(self) -> bool:
-        """Whether tool calls carry their arguments as JSON text here, not as an object."""
-        function = {"name": "probe", "arguments": {"key": "value"}}
-        call = {"type": "function", "id": "callid123", "function": function}
-        messages: list[Any] = [
-            {"role": "user", "content": "Question"},
-            {"role": "assistant", "content": "", "tool_calls": [call]},
-        ]
-        try:
-            self.write(messages, None, ask=False)
-        except DataError:
-            return True
-        return False
-
-
 class _Piece(NamedTuple):
     text: str
     trained: bool
@@ -212,12 +104,13 @@ class _Script:
     """One conversation as its template writes it, cut into pieces."""
 
     def __init__(
-        self, format: _Format, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
+        self, format: ChatFormat, messages: Sequence[Message], tools: Sequence[dict[str, Any]]
     ) -> None:
         self._format = format
+        self._foreign = re.compile(f"{format.special.pattern}|{_PRIVATE_TEXT}")
         self._stand_ins: dict[str, str] = {}
         self._tools = self._masked(list(tools)) or None
-        self._messages = [self._masked(_as_dict(message, format)) for message in messages]
+        self._messages = [self._masked(format.as_dict(message)) for message in messages]
         self._answers = [i for i, message in enumerate(messages) if message.role == "assistant"]
         self._texts: dict[tuple[int, bool], str] = {}
 
@@ -225,10 +118,7 @@ class _Script:
         """What the template writes for the first `count` messages."""
         if (count, ask) not in self._texts:
             messages = self._messages[:count]
-            if messages and messages[0]["role"] == "system" and self._format.folds_system:
-                messages = _fold_system(messages)
-            text = self._format.write(messages, self._tools, ask=ask)
-            self._texts[count, ask] = _whole(text)
+            self._texts[count, ask] = self._format.text(messages, self._tools, ask=ask)
         return self._texts[count, ask]
 
     def prompt(self, count: int) -> list[_Piece]:
@@ -246,7 +136,8 @@ class _Script:
     def answer(self, turn: int) -> _Piece:
         """The answer that message `turn` gives, its end of turn included."""
         asked, whole = self.text(turn, ask=True), self.text(turn + 1, ask=False)
-        if not whole.startswith(asked):
+        start = self._format.start_of_answer(asked, whole)
+        if start is None:
             raise DataError(
                 t(
                     "The model's chat template asks for message {number} in another way than it"
@@ -256,8 +147,8 @@ class _Script:
                 )
             )
         if not self._format.end.written:
-            return _Piece(whole[len(asked) :].rstrip() + self._format.end.text, True)
-        return _Piece(whole[len(asked) : self._end_after(whole, len(asked))], True)
+            return _Piece(whole[start:].rstrip() + self._format.end.text, True)
+        return _Piece(whole[start : self._end_after(whole, start)], True)
 
     def chains(self) -> Iterator[list[_Piece]]:
         """Stretches in which each prompt goes on from the answer before it."""
@@ -320,7 +211,7 @@ class _Script:
     def _masked(self, value: Any) -> Any:
         """`value` with control tokens, and the characters that stand in for them, swapped."""
         if isinstance(value, str):
-            return self._format.foreign.sub(self._stand_in, value)
+            return self._foreign.sub(self._stand_in, value)
         if isinstance(value, dict):
             return {self._masked(key): self._masked(item) for key, item in value.items()}
         if isinstance(value, list | tuple):
@@ -334,83 +225,7 @@ class _Script:
         return list(self._stand_ins)[ord(stand_in) - _PRIVATE]
 
 
-def _whole(text: str) -> str:
-    """`text`, unless it holds half a character, which JSON can spell and no tokenizer takes."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(
-            t(
-                "A message holds half a character (a lone surrogate, {code}); take it out.",
-                code=f"U+{ord(text[error.start]):04X}",
-            )
-        ) from error
-    return text
-
-
 def _goes_on(chain: list[_Piece], prompt: list[_Piece]) -> bool:
     """Whether `prompt` opens with the texts of `chain`."""
     opening = prompt[: len(chain)]
     return [piece.text for piece in opening] == [piece.text for piece in chain]
-
-
-def _special_pattern(tokenizer: ChatTokenizer) -> re.Pattern[str]:
-    """Finds control tokens, longer ones first."""
-    named = {token for token in (tokenizer.bos_token, tokenizer.eos_token) if token}
-    tokens = sorted({*tokenizer.special_tokens, *named}, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, tokens)) or "(?!)")
-
-
-def _template_source(tokenizer: ChatTokenizer) -> str:
-    if tokenizer.chat_template is not None:
-        return tokenizer.chat_template
-    if {"<|im_start|>", "<|im_end|>"} <= tokenizer.special_tokens.keys():
-        return CHATML
-    raise ModelError(
-        t(
-            "The model has no chat template, so nothing says how to talk to it; use its chat or"
-            " instruct version, or add a chat_template.jinja to its folder."
-        )
-    )
-
-
-def _unfit(reason: str) -> ModelError:
-    return ModelError(
-        t(
-            "The model's chat template cannot be trained with: {reason}; use the model's original"
-            " template.",
-            reason=reason.rstrip("."),
-        )
-    )
-
-
-def _as_dict(message: Message, format: _Format) -> dict[str, Any]:
-    """The message as templates want it: the arguments of tool calls are objects, not JSON text."""
-    plain = message.as_dict()
-    if message.tool_calls:
-        as_text = format.wants_json_text
-        plain["tool_calls"] = [_with_arguments(call, as_text) for call in message.tool_calls]
-    return plain
-
-
-def _with_arguments(call: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    function = dict(call.get("function", {}))
-    arguments = function.get("arguments", {})
-    if as_text and not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    elif isinstance(arguments, str) and not as_text:
-        try:
-            arguments = json.loads(arguments)
-        except ValueError as error:
-            raise DataError(
-                t("The arguments of a tool call are not JSON: {reason}.", reason=error)
-            ) from error
-    return call | {"function": function | {"arguments": arguments}}
-
-
-def _fold_system(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The system prompt put before the first user message, as Gemma 3 and Llama 2 do."""
-    system, *rest = messages
-    if not rest or rest[0]["role"] != "user":
-        return messages
-    return [rest[0] | {"content": f"{system['content']}\n\n{rest[0]['content']}"}, *rest[1:]]
