@@ -43,6 +43,7 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
     params.api_keys = [settings["key"]]
+    params.verbosity = 1  # errors only: the log of a server that runs for weeks stays small
     params.cache_ram_mib = 0  # saved states do not tell which adapter computed them
     params.fit_params = False  # with the warm-up and the page, 0.3 s of a cold start
     params.warmup = False

@@ -134,7 +134,7 @@ class LlamaCppEngine:
         silent: list[int] = []  # control tokens: if the answer ends here, they are its end
         for event in events:
             if event["stop"]:
-                return (yield from _ending(event, silent))
+                return (yield from _ending(event, silent + event["tokens"], stop_ids))
             ids = self._ids(event, event["tokens_predicted"] - count)
             count = event["tokens_predicted"]
             if not stop_ids.isdisjoint(ids):
@@ -147,9 +147,13 @@ class LlamaCppEngine:
         raise self._died()
 
     def _ids(self, event: dict[str, Any], count: int) -> list[int]:
-        """The tokens of an event: llama.cpp names only the last of a character that was split."""
+        """The `count` tokens of an event.
+
+        llama.cpp streams only the last token of a character that was split; the others are those
+        of its text. Of bytes that are no character, the same number of others stands in.
+        """
         ids: list[int] = event["tokens"]
-        return ids if len(ids) == count else self._tokenize(event["content"])
+        return ids if len(ids) == count else self._tokenize(event["content"])[-count:]
 
     def _tokenize(self, text: str) -> list[int]:
         # Behind a line break: at the start of a text some tokenizers insert a space.
@@ -167,7 +171,11 @@ class LlamaCppEngine:
         self, connection: http.client.HTTPConnection, body: dict[str, Any]
     ) -> Iterator[dict[str, Any]]:
         try:
-            for line in self._post(connection, "/completion", body):
+            reply = self._post(connection, "/completion", body)
+            if not body["stream"]:
+                yield json.loads(reply.read())
+                return
+            for line in reply:
                 if line.startswith(b"data: "):
                     event = json.loads(line[6:])
                     if "error" in event:
@@ -198,6 +206,8 @@ class LlamaCppEngine:
         with self._lock:
             if self._address is None:
                 assert self._child.stdout is not None
+                if self._child.stdout.closed:
+                    raise self._died()
                 line = self._child.stdout.readline().decode()
                 if not line:
                     raise self._not_loaded()
@@ -227,7 +237,7 @@ class LlamaCppEngine:
             t(
                 "llama.cpp could not load {files}: {reason}. If a file is damaged, get it again.",
                 files=" + ".join(str(file) for file in (self._model, self._adapter) if file),
-                reason=self._last_words(),
+                reason=self._first_error() or self._end(),
             )
         )
 
@@ -237,20 +247,21 @@ class LlamaCppEngine:
                 "The llama.cpp process that held {file} ended while it was answering "
                 "({reason}); start again, and if memory ran out, take a smaller model.",
                 file=self._model,
-                reason=self._last_words(),
+                reason=self._end(),
             )
         )
 
-    def _last_words(self) -> str:
-        """The last error in the child's log, else how it ended."""
-        if self._log.closed:
-            return t("it was closed")
+    def _first_error(self) -> str | None:
+        """What went wrong first, by the child's log."""
         self._log.seek(0)
-        lines = self._log.read().decode(errors="replace").splitlines()
-        errors = [line for line in lines if re.match(r"[\d.]+ E ", line)]
-        if errors:
-            return errors[-1].split(" E ", 1)[1].strip().rstrip(".")
-        return t("exit code {code}", code=self._child.poll())
+        log = self._log.read().decode(errors="replace")
+        error = re.search(r"^[\d.]+ E (.*)", log, re.MULTILINE)
+        return error and "".join(filter(str.isprintable, error[1])).strip(" .")
+
+    def _end(self) -> str:
+        with suppress(subprocess.TimeoutExpired):  # its socket closes a moment before it ends
+            self._child.wait(1)
+        return t("exit code {code}", code=self._child.returncode)
 
 
 def _request(input_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
@@ -261,16 +272,18 @@ def _request(input_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
         "top_p": sampling.top_p,
         "seed": sampling.seed,
         "samplers": ["temperature", "top_p"],  # in this order, and no others
-        "stream": True,
+        "stream": sampling.max_tokens > 1,  # unstreamed, even part of a character is named
         "return_tokens": True,
         "cache_prompt": True,
     }
 
 
-def _ending(event: dict[str, Any], silent: list[int]) -> Tokens:
+def _ending(event: dict[str, Any], ids: list[int], stop_ids: frozenset[int]) -> Tokens:
     if event["stop_type"] == "eos":
-        silent = silent[:-1]
-    yield from silent
+        ids = ids[:-1]
+    if not stop_ids.isdisjoint(ids):
+        return "stop"
+    yield from ids
     finish: Finish = "length" if event["stop_type"] == "limit" else "stop"
     return finish
 
