@@ -1,9 +1,10 @@
 """transformers with PEFT: exact, general, and what every other engine is held to."""
 
 import inspect
+import os
 import threading
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -92,7 +93,7 @@ class HfEngine:
         import torch
 
         # Locked for one step only, so that answers of several callers advance side by side.
-        with self._lock, torch.inference_mode(), self._adapter(adapter):
+        with self._lock, self._threads(), torch.inference_mode(), self._adapter(adapter):
             more = {self._cache_name: cache} if cache is not None else {}
             output = self._model(
                 input_ids=torch.tensor([ids], device=self._device),
@@ -101,6 +102,21 @@ class HfEngine:
                 **more,
             )
             return output.logits[0, -1].float(), getattr(output, self._cache_name)
+
+    @contextmanager
+    def _threads(self) -> Iterator[None]:
+        """One thread less than there are cores: each waits for all, at every one of 600 steps.
+
+        Measured on 2 cores beside one busy process: 1.9 s a token with 2 threads, 0.06 s with 1.
+        """
+        import torch
+
+        before = torch.get_num_threads()
+        torch.set_num_threads(max(1, min(before, (os.cpu_count() or 2) - 1)))
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
     def _adapter(self, on: bool) -> Any:
         if self._model is None:
