@@ -144,7 +144,7 @@ def test_a_group_alone_shows_its_commands(cli: Cli) -> None:
         ("train --lora-r 0", "--lora-r 0 is out of range; allowed: 1 … 1024."),
         ("train --scheduler up", "--scheduler must be one of cosine, linear, constant, not 'up'."),
         ("train nothing.toml", "cannot read recipe nothing.toml"),
-        ("train --resume", "--resume needs --out RUN"),
+        ("train --resume", "--resume needs the run to go on with"),
         ("pull", "MODEL is missing."),
         ("pull a b", "do not know what to do with 'b'."),
         ("data identity --name A -o x.jsonl", "--author is missing."),
@@ -292,9 +292,7 @@ def test_training_stopped_by_ctrl_c_says_how_to_go_on(
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert err == (
-        "tunesmith: training was stopped; go on with: tunesmith train --out run --resume\n"
-    )
+    assert err == ("tunesmith: training was stopped; go on with: tunesmith train --resume run\n")
 
 
 def test_a_reader_that_leaves_early_is_met_with_silence(home: Path) -> None:

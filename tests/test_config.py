@@ -10,7 +10,7 @@ import pytest
 from tunesmith import runs
 from tunesmith.apps.parser import arguments_of, parse
 from tunesmith.config import TrainSettings, flag, read_recipe
-from tunesmith.errors import UsageError
+from tunesmith.errors import RunError, UsageError
 
 EXAMPLES = sorted(Path(__file__).parent.parent.joinpath("examples").glob("*.toml"))
 
@@ -74,12 +74,32 @@ def test_a_flag_at_its_default_still_wins(recipe: Path) -> None:
     assert _parsed(recipe, "--lora-r", "8").lora_r == 8
 
 
-def test_a_resumed_run_brings_its_own_settings(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", ["--resume RUN", "RUN --resume", "--out RUN --resume"])
+def test_a_resumed_run_brings_its_own_settings(line: str, tmp_path: Path) -> None:
     begun = TrainSettings(out=tmp_path / "run", lora_r=4, data=(Path("a.jsonl"),), epochs=2.5)
     runs.create(begun)
-    assert _parsed("--out", tmp_path / "run", "--resume") == begun
-    changed = _parsed("--out", tmp_path / "run", "--resume", "--lora-r", "2")
-    assert changed == replace(begun, lora_r=2)
+    words = line.replace("RUN", str(begun.out)).split()
+    assert _parsed(*words) == begun
+    assert _parsed(*words, "--lora-r", "2") == replace(begun, lora_r=2)
+
+
+def test_a_run_can_be_named_without_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runs.create(TrainSettings(out=Path("runs/mine"), lora_r=4))
+    for words in (["--resume", "mine"], ["--out", "mine", "--resume"]):
+        assert _parsed(*words) == TrainSettings(out=Path("runs/mine"), lora_r=4)
+
+
+def test_a_run_as_recipe_begins_a_new_run(tmp_path: Path) -> None:
+    runs.create(TrainSettings(out=tmp_path / "run", lora_r=4))
+    assert _parsed(tmp_path / "run", "--epochs", "1") == TrainSettings(lora_r=4, epochs=1.0)
+
+
+def test_resuming_what_is_no_run_lists_the_runs(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="gone"):
+        _parsed("--out", tmp_path / "gone", "--resume")
 
 
 def test_what_a_run_writes_is_a_recipe(tmp_path: Path) -> None:

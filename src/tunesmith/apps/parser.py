@@ -128,13 +128,26 @@ def _name(argument: "Argument") -> str:
 
 def _use_recipe(app: App, commands: tuple[str, ...], arguments: "ArgumentCollection") -> None:
     """Let a recipe, or the run that is resumed, give the settings that no flag gives."""
-    given = {argument.name: argument for argument in arguments if argument.tokens}
-    recipes = [Path(given[RECIPE].tokens[0].value)] if RECIPE in given else []
-    if "--resume" in given and "--out" in given:
-        recipes.append(runs.find(given["--out"].tokens[0].value).path / "config.toml")
+    given = {argument.name: argument.tokens[0].value for argument in arguments if argument.tokens}
+    resume = "--resume" in given
+    sources = [given[RECIPE]] if RECIPE in given else []
+    if resume and "--out" in given:
+        sources.append(str(runs.find(given["--out"]).path))
     by_key = {argument.keys: argument for argument in arguments}
-    for recipe in recipes:
-        for key, value in read_recipe(recipe).items():
+    for source in sources:
+        for key, value in _settings_in(source, resume).items():
             argument = by_key[(key,)]
+            if resume and key == "out":
+                argument.tokens.clear()  # a name under runs/ becomes the run's path
             if not argument.tokens:
-                argument.append(Token(keyword=flag(key), source=str(recipe), implicit_value=value))
+                argument.append(Token(keyword=flag(key), source=source, implicit_value=value))
+
+
+def _settings_in(source: str, resume: bool) -> dict[str, Any]:
+    """A recipe's settings, or a run's: with its folder to resume it, without to begin another."""
+    if not runs.is_run(source):
+        return read_recipe(Path(source))
+    run = runs.find(source)
+    values = read_recipe(run.path / "config.toml")
+    values.pop("out", None)
+    return values | {"out": run.path} if resume else values

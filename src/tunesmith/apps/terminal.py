@@ -341,4 +341,4 @@ def _finished(event: Finished) -> str:
 
 def _how_to_go_on(checkpoint: Path) -> str:
     run = shlex.quote(str(checkpoint.parent.parent))
-    return t("to go on from the last checkpoint: tunesmith train --out {run} --resume", run=run)
+    return t("to go on from the last checkpoint: tunesmith train --resume {run}", run=run)

@@ -19,20 +19,27 @@ WIDEST_PLOT = 100
 
 def train(
     recipe: Annotated[
-        Path | None, Parameter(help="TOML file of settings; a flag given beside it wins.")
+        Path | None,
+        Parameter(help="TOML file of settings, or a run to take them from; a flag beside it wins."),
     ] = None,
     /,
     *,
     settings: Annotated[TrainSettings | None, Parameter(name="*")] = None,
     resume: Annotated[
-        bool, Parameter(help="Go on with the run in --out, from its last checkpoint.", negative=())
+        bool,
+        Parameter(
+            help="Go on with the run, from its last checkpoint: train --resume runs/NAME",
+            negative=(),
+        ),
     ] = False,
     json: Annotated[bool, Parameter(help="Print each event as a JSON line.", negative=())] = False,
 ) -> int:
     """Fine-tune with LoRA."""
     settings = settings or TrainSettings()
     if resume and settings.out is None:
-        raise UsageError(t("--resume needs --out RUN: the run to go on with."))
+        raise UsageError(
+            t("--resume needs the run to go on with: tunesmith train --resume runs/NAME")
+        )
 
     from tunesmith.training.train import train as events_of
 
@@ -80,6 +87,6 @@ def _stopped(run: Path | None) -> str:
     if run is None:
         return t("training was stopped before its first checkpoint; nothing is left to resume.")
     return t(
-        "training was stopped; go on with: tunesmith train --out {run} --resume",
+        "training was stopped; go on with: tunesmith train --resume {run}",
         run=shlex.quote(str(run)),
     )
