@@ -2,6 +2,7 @@
 
 import json
 import os
+import pty
 import re
 import runpy
 import signal
@@ -293,6 +294,41 @@ def test_training_stopped_by_ctrl_c_says_how_to_go_on(
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130
     assert err == ("tunesmith: training was stopped; go on with: tunesmith train --resume run\n")
+
+
+def test_on_a_terminal_the_bar_moves_and_control_characters_stay_inert(
+    rows: Path, tiny: Path, tmp_path: Path, home: Path
+) -> None:
+    line = [*TUNESMITH, *map(str, _training(rows, tiny, steps=4)), "--lang", "zh"]
+    screen = _on_a_terminal(line, tmp_path)
+    assert "4/4" in screen
+    assert "token/秒" in screen
+    assert "目前最好" in screen
+    bad = tmp_path / "bad.jsonl"
+    bad.write_text('{"instruction": "hi", "output": "x", "a[red]\\u001b]0;owned\\u0007": 1}\n')
+    screen = _on_a_terminal([*TUNESMITH, "data", "check", str(bad)], tmp_path)
+    assert "[red]" in screen
+    assert "\x1b]0;" not in screen
+
+
+def _on_a_terminal(line: list[str], folder: Path) -> str:
+    """What the command writes when its stdout is a terminal."""
+    main_end, its_end = pty.openpty()
+    environment = os.environ | {"TERM": "xterm-256color", "COLUMNS": "100", "LINES": "30"}
+    process = subprocess.Popen(line, cwd=folder, stdout=its_end, stderr=its_end, env=environment)
+    os.close(its_end)
+    written = b""
+    while True:
+        try:
+            piece = os.read(main_end, 65536)
+        except OSError:  # Linux says so when the other end is closed
+            piece = b""
+        if not piece:
+            break
+        written += piece
+    os.close(main_end)
+    process.wait(timeout=60)
+    return written.decode(errors="replace")
 
 
 def test_a_reader_that_leaves_early_is_met_with_silence(home: Path) -> None:
