@@ -24,9 +24,15 @@ class LlamaCpp:
         self._server = xllamacpp.Server(params)
 
     def next_token(self, input_ids: Sequence[int]) -> dict[int, float]:
-        """The 20 likeliest next tokens and their log-probabilities, likeliest first."""
-        answer = self._complete(list(input_ids))
-        likeliest = answer["choices"][0]["logprobs"]["content"][0]["top_logprobs"]
+        """The 20 likeliest next tokens and their log-probabilities, likeliest first.
+
+        Empty where the likeliest is part of a character or ends the answer: llama.cpp tells nothing
+        of a token that has no text.
+        """
+        logprobs = self._complete(list(input_ids))["choices"][0]["logprobs"]
+        if logprobs is None:
+            return {}
+        likeliest = logprobs["content"][0]["top_logprobs"]
         return {entry["id"]: entry["logprob"] for entry in likeliest}
 
     def count_tokens(self, text: str) -> int:
@@ -36,7 +42,19 @@ class LlamaCpp:
 
     def _complete(self, prompt: list[int] | str) -> Any:
         request = {"prompt": prompt, "max_tokens": 1, "temperature": 0, "logprobs": 20}
-        # Without ignore_eos there are no probabilities where the likeliest token ends the answer;
-        # they are the model's own, before that rule.
-        more = {"cache_prompt": False, "ignore_eos": True}
-        return self._server.handle_completions(request | more)
+        return self._server.handle_completions(request | {"cache_prompt": False})
+
+
+def apart(llama: LlamaCpp, model: Any, input_ids: Sequence[int]) -> float:
+    """The largest difference of a next-token log-probability from `model`'s, after each prefix."""
+    import torch
+
+    with torch.no_grad():
+        expected = model(torch.tensor([input_ids])).logits[0].log_softmax(-1)
+    found = {end: llama.next_token(input_ids[:end]) for end in range(2, len(input_ids) + 1)}
+    assert sum(bool(likeliest) for likeliest in found.values()) >= 4
+    return max(
+        abs(float(expected[end - 1, id]) - value)
+        for end, likeliest in found.items()
+        for id, value in likeliest.items()
+    )

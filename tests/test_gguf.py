@@ -1,12 +1,11 @@
 """Adapters in llama.cpp answer as they do in transformers with PEFT."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.helpers_llama import LlamaCpp
+from tests.helpers_llama import LlamaCpp, apart
 from tests.helpers_lora import random_lora
 from tests.tiny_models import local_gguf, local_model, tiny_gguf, tiny_model_folder
 from tunesmith.errors import ModelError
@@ -16,6 +15,7 @@ from tunesmith.models.store import LocalModel
 from tunesmith.models.tokenizer import load_tokenizer
 
 PROMPT = [1, 20, 30, 40, 50, 60, 70, 2, 5, 1]
+CLOSE = 0.1  # llama.cpp keeps keys and values in float16; rows in the wrong order are off by 4
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
     "rslora": {"use_rslora": True},
@@ -41,20 +41,6 @@ def saved(model: Any, base: LocalModel, folder: Path) -> Path:
     return folder
 
 
-def reference(model: Any, input_ids: Sequence[int]) -> Any:
-    import torch
-
-    with torch.no_grad():
-        return model(torch.tensor([input_ids])).logits[0, -1].log_softmax(-1)
-
-
-def apart(llama: LlamaCpp, model: Any, input_ids: Sequence[int]) -> float:
-    """The largest difference of a next-token log-probability between the two engines."""
-    expected = reference(model, input_ids)
-    likeliest = llama.next_token(input_ids).items()
-    return max(abs(float(expected[id]) - value) for id, value in likeliest)
-
-
 @pytest.mark.parametrize("arch", ["llama", "mistral", "qwen2", "qwen3"])
 def test_each_architecture_answers_as_in_peft(arch: str, tmp_path: Path) -> None:
     folder = tiny_model_folder(tmp_path / "hf", arch)
@@ -67,8 +53,7 @@ def test_each_architecture_answers_as_in_peft(arch: str, tmp_path: Path) -> None
     assert files[0].read_bytes() == files[1].read_bytes()
     llama = LlamaCpp(packed.path, files[0])
     assert apart(plain, tuned, PROMPT) > 1
-    assert apart(llama, tuned, PROMPT) < 0.02
-    assert apart(llama, tuned, PROMPT[:4]) < 0.02
+    assert apart(llama, tuned, PROMPT) < CLOSE
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -78,11 +63,13 @@ def test_each_variant_of_lora_answers_as_in_peft(variant: str, tmp_path: Path) -
     tuned = random_lora(base, **VARIANTS[variant])
     adapter = saved(tuned, base, tmp_path / "adapter")
     llama = LlamaCpp(packed, lora_gguf(adapter, base, tmp_path / "lora.gguf"))
-    assert apart(llama, tuned, PROMPT) < 0.02
+    assert apart(llama, tuned, PROMPT) < CLOSE
     assert (apart(LlamaCpp(packed), tuned, PROMPT) > 0.1) == (variant != "zero")
 
 
 def test_the_real_model_answers_as_in_peft(smollm2: LocalModel, tmp_path: Path) -> None:
+    import torch
+
     tokenizer = load_tokenizer(smollm2)
     tuned = random_lora(smollm2, strength=0.3)
     adapter = saved(tuned, smollm2, tmp_path / "adapter")
@@ -91,14 +78,18 @@ def test_the_real_model_answers_as_in_peft(smollm2: LocalModel, tmp_path: Path) 
     ids = tokenizer.encode("<|im_start|>user\nWhat is the capital of France?<|im_end|>\n")
     ids += tokenizer.encode("<|im_start|>assistant\n")
     for _ in range(8):  # greedy, each engine asked for every next token
-        expected = reference(tuned, ids)
+        with torch.no_grad():
+            expected = tuned(torch.tensor([ids])).logits[0, -1].log_softmax(-1)
         found = llama.next_token(ids)
         # llama.cpp rounds activations of a 4-bit model to 8 bits: only clear choices must agree.
         first, second = expected.topk(2).values.tolist()
         likeliest = int(expected.argmax())
         assert next(iter(found)) == likeliest or first - second < 0.3
         assert abs(found[likeliest] - first) < 0.4
+        if likeliest == tokenizer.eos_token_id:
+            break
         ids.append(likeliest)
+    assert "Paris" in tokenizer.decode(ids)
 
 
 @pytest.mark.parametrize(
