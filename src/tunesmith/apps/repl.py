@@ -31,10 +31,10 @@ def run_repl(chat: Chat, *, once: str | None = None, sampling: Sampling | None =
         once = sys.stdin.read()
     if once is None:
         _Terminal(chat, sampling).run()
+    elif question := _clean(once):
+        _answer(chat, question, sampling)
     else:
-        if not once.strip():
-            raise UsageError(t("There is no question; give one with --once, or on stdin."))
-        _answer(chat, once.strip(), sampling)
+        raise UsageError(t("There is no question; give one with --once, or on stdin."))
     return 0
 
 
@@ -150,17 +150,18 @@ def _answer(chat: Chat, question: str, sampling: Sampling) -> None:
     """Print the answer to stdout as it comes, and on stderr whether it was cut."""
     # Closed even when Ctrl-C falls between two pieces, so that the turn is kept at once.
     with closing(chat.ask(question, sampling)) as pieces:
+        last = ""
         try:
-            for piece in pieces:
-                print(inert(piece), end="", flush=True)
+            for last in pieces:
+                print(inert(last), end="", flush=True)
         finally:
-            print(flush=True)
+            print(end="\n" if last else "", flush=True)
     if chat.stats is not None and chat.stats.finish == "length":
         _say(t("The answer was cut after {count} tokens.", count=chat.stats.tokens))
 
 
 def _clean(line: str) -> str:
-    """A typed line; bytes that are no UTF-8 become �."""
+    """What was typed or piped; bytes that are no UTF-8 become �."""
     return line.encode("utf-8", "surrogateescape").decode("utf-8", "replace").strip()
 
 
