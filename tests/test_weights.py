@@ -105,6 +105,7 @@ def test_code_is_allowed_for_one_commit_of_one_repo_only(
     change(folder / "config.json", SPOILS["config.json"])
     monkeypatch.setenv(ALLOW_CODE, f"hf:someone/else@{COMMIT}, hf:owner/name@{COMMIT}")
     check_files(hub_model(folder))
+    check_files(LocalModel(f"hf:owner/name@{COMMIT}", folder, "hf", COMMIT, ""))
     refusal(hub_model(folder, COMMIT.replace("0", "f")))
     refusal(LocalModel("modelscope:owner/name", folder, "modelscope", COMMIT, ""))
     refusal(LocalModel("hf:owner/other", folder, "hf", COMMIT, ""))

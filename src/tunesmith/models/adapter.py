@@ -11,7 +11,7 @@ from tunesmith.errors import ModelError
 from tunesmith.language import t
 from tunesmith.models.headers import Tensor, gguf_header, safetensors_header
 from tunesmith.models.quiet import quiet
-from tunesmith.models.safety import weight_files
+from tunesmith.models.safety import repository, weight_files
 from tunesmith.models.store import LocalModel
 from tunesmith.models.tokenizer import load_tokenizer, read_tokenizer
 from tunesmith.paths import new_folder, write_atomic
@@ -115,7 +115,7 @@ def save_adapter(model: "PeftModel", folder: Path, info: AdapterInfo) -> None:
             model.save_pretrained(str(part), save_embedding_layers=False)
         (part / "README.md").unlink(missing_ok=True)  # a blank form that names local paths
         config = _read_json(part / CONFIG)
-        config["base_model_name_or_path"] = _public_name(info)
+        config["base_model_name_or_path"] = repository(info.base_name)
         if isinstance(config.get("target_modules"), list):
             config["target_modules"].sort()  # PEFT keeps a set, whose order changes between runs
         write_atomic(part / CONFIG, json.dumps(config, indent=2, sort_keys=True) + "\n")
@@ -211,10 +211,6 @@ def fingerprint(folder: Path) -> str:
             while block := file.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
-
-
-def _public_name(info: AdapterInfo) -> str:
-    return info.base_name.removeprefix(f"{info.base_source}:").split("@")[0]
 
 
 def _check_base(

@@ -75,13 +75,18 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
+def repository(name: str) -> str:
+    """`owner/name` of a model named `hf:owner/name@revision#file`; any other name as it is."""
+    return re.split("[@#]", name)[0].removeprefix("hf:").removeprefix("modelscope:")
+
+
 def code_allowed(model: LocalModel) -> bool:
     """Whether the user allowed this very repo, at this very commit, to run its own code.
 
     They do so with `TUNESMITH_ALLOW_CODE=hf:owner/name@COMMIT` (several: comma-separated). A branch
     or a tag can move to other code, so only a full commit hash counts.
     """
-    repo = model.name.removeprefix(f"{model.source}:").split("@")[0]
+    repo = repository(model.name)
     entries = {entry.strip() for entry in os.environ.get(ALLOW_CODE, "").split(",")}
     pinned = _COMMIT.fullmatch(model.revision) is not None
     return pinned and f"{model.source}:{repo}@{model.revision}" in entries
