@@ -15,7 +15,8 @@ from tunesmith.apps.menu import COMMANDS, GROUPS
 from tunesmith.language import LOCALE_DIR, current_language, set_language, t
 
 SOURCE = Path(tunesmith.__file__).parent
-CALLS: dict[str, int | str] = {"t": 0, "setting": 1, "Parameter": "help"}  # where each call keeps its sentence
+# Where each call keeps its sentence: the position, or the keyword.
+CALLS: dict[str, int | str] = {"t": 0, "setting": 1, "Parameter": "help"}
 SENTENCES_FROM_ELSEWHERE = {"language.py", "help.py"}  # the lookup itself; menu and flag texts
 
 
