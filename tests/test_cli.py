@@ -269,6 +269,20 @@ def test_training_prints_its_story_and_saves_its_curves(cli: Cli, rows: Path, ti
     assert "run exists already" in err
 
 
+def test_a_run_is_compared_with_its_base_and_talked_to(cli: Cli, tiny: Path) -> None:
+    cli("data", "identity", "--name", "小明", "--author", "小红", "-o", "me.jsonl")
+    assert cli(*_training(Path("me.jsonl"), tiny, steps=2))[0] == 0
+    Path("ask.txt").write_text("你是谁？\nWhat is 1 + 1?\n", encoding="utf-8")
+    code, out, err = cli("compare", "run", "--ask", "ask.txt", "--json")
+    assert (code, err) == (0, "")
+    assert [pair["question"]["text"] for pair in json.loads(out)["pairs"]] == [
+        "你是谁？", "What is 1 + 1?",
+    ]  # fmt: skip
+    code, out, err = cli("chat", "run", "--once", "你是谁？", "--max-tokens", "4")
+    assert code == 0
+    assert "Traceback" not in err
+
+
 def test_training_as_json_is_one_event_a_line(cli: Cli, rows: Path, tiny: Path) -> None:
     code, out, _ = cli(*_training(rows, tiny, steps=3), "--json")
     assert code == 0

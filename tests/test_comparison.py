@@ -1,0 +1,65 @@
+"""A comparison as a person reads it."""
+
+from dataclasses import replace
+
+import pytest
+
+from tunesmith.apps.comparison import show
+from tunesmith.data.messages import Message
+from tunesmith.evaluation.compare import Answer, Compared, Question, Share, Verdict
+
+GOOD = Verdict(learnt=Share(10, 10), kept=Share(20, 20), ended=Share(20, 20), similarity=0.93)
+
+
+def _pair(tuned: str) -> Compared:
+    question = Question(
+        "identity", "你是谁？", (Message("system", "s"), Message("user", "你是谁？"))
+    )
+    return Compared(question, Answer("A robot.", True), Answer(tuned, True), True, None)
+
+
+def _shown(capsys: pytest.CaptureFixture[str], *results: Compared | Verdict) -> str:
+    show(results)
+    return capsys.readouterr().out
+
+
+def test_answers_stand_side_by_side_with_a_mark(capsys: pytest.CaptureFixture[str]) -> None:
+    out = _shown(capsys, _pair("我是小明。"), GOOD)
+    row = next(line for line in out.splitlines() if "你是谁" in line)
+    assert row.index("你是谁") < row.index("A robot.") < row.index("我是小明") < row.index("✓")
+    assert "with the system prompt" in out
+
+
+def test_answers_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    out = _shown(capsys, _pair("\x1b]0;owned\x07[red]x[/red]"), GOOD)
+    assert "\x1b" not in out
+    assert "[red]x[/red]" in out
+
+
+def test_a_passed_run_is_said_to_have_learnt_and_kept(capsys: pytest.CaptureFixture[str]) -> None:
+    out = _shown(capsys, GOOD)
+    assert "learnt: 10 of 10" in out
+    assert "93% like the base" in out
+    assert "verdict: it learnt, and it kept what it knew." in out
+
+
+@pytest.mark.parametrize(
+    ("verdict", "advice"),
+    [
+        (replace(GOOD, learnt=Share(4, 10)), "more --epochs"),
+        (replace(GOOD, kept=Share(18, 20)), "more --replay"),
+        (replace(GOOD, ended=Share(2, 20)), "data preview"),
+    ],
+)
+def test_a_run_that_fell_short_gets_advice(
+    verdict: Verdict, advice: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = _shown(capsys, verdict)
+    assert "verdict: not yet." in out
+    assert advice in out
+
+
+def test_questions_of_ones_own_get_no_verdict(capsys: pytest.CaptureFixture[str]) -> None:
+    none = Share(0, 0)
+    out = _shown(capsys, Verdict(learnt=none, kept=none, ended=none, similarity=1.0))
+    assert "verdict" not in out
