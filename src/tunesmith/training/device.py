@@ -42,21 +42,22 @@ def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if faster else torch.float32
 
 
-def _bfloat16_wins() -> bool:
+def _bfloat16_wins(rounds: int = 10) -> bool:
     """Whether a matrix product of a layer's shape is clearly faster in bf16.
 
-    The processor's flags do not tell: some have the instruction and are slower with it.
+    The processor's flags do not tell: some have the instruction and are slower with it. The two
+    take turns, and the best of each counts, so that a busy neighbour does not decide.
     """
-    seconds = {dtype: _matmul_seconds(dtype) for dtype in (torch.float32, torch.bfloat16)}
-    return seconds[torch.bfloat16] * 1.3 < seconds[torch.float32]
+    best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
+    for _ in range(rounds):
+        for dtype in best:
+            best[dtype] = min(best[dtype], _matmul_seconds(dtype))
+    return best[torch.bfloat16] * 1.3 < best[torch.float32]
 
 
-def _matmul_seconds(dtype: torch.dtype, repeats: int = 5) -> float:
+def _matmul_seconds(dtype: torch.dtype) -> float:
     x = torch.ones(512, 1024, dtype=dtype)
     weight = torch.ones(1024, 1024, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.nn.functional.linear(x, weight)
-        best = min(best, time.perf_counter() - start)
-    return best
+    start = time.perf_counter()
+    torch.nn.functional.linear(x, weight)
+    return time.perf_counter() - start

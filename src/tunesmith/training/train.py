@@ -80,7 +80,8 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     )
     planned = plan(inputs, model, samples)
     yield planned
-    prove_packing(model.get_base_model(), samples)
+    with arithmetic(model):
+        prove_packing(model.get_base_model(), samples)
     progress, notices = _resume(run, model, optimizer, settings)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
@@ -162,7 +163,7 @@ class _Work:
         """Mean loss over the held-out samples, in nats per trained token."""
         self.model.eval()
         weight = sum(sample.trained_tokens for sample in self.held_out)
-        with torch.no_grad(), self._arithmetic():
+        with torch.no_grad(), arithmetic(self.model):
             pieces = _pieces(self.held_out, micro_batch_size)
             return sum(float(pack_loss(self.model, pack(piece))) for piece in pieces) / weight
 
@@ -192,7 +193,7 @@ class _Work:
         total, unique = 0.0, 0
         for piece in _pieces(samples, micro_batch_size):
             packed = pack(piece)
-            with self._arithmetic():
+            with arithmetic(self.model):
                 loss = pack_loss(self.model, packed) / weight
             loss.backward()  # type: ignore[no-untyped-call]
             total += float(loss.detach())
@@ -210,13 +211,6 @@ class _Work:
             self.optimizer.step()
         self.optimizer.zero_grad()
         return norm
-
-    def _arithmetic(self) -> Any:
-        """bf16 matrix products over float32 LoRA weights where the base is bf16."""
-        base = self.model.get_base_model().dtype
-        if base != torch.bfloat16:
-            return nullcontext()
-        return torch.autocast(self.model.device.type, dtype=base)
 
 
 def batch(samples: Sequence[Sample], step: int, size: int, seed: int) -> list[Sample]:
@@ -240,6 +234,12 @@ def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
             return left
         case "cosine":
             return 0.5 * (1 - math.cos(math.pi * left))
+
+
+def arithmetic(model: "PeftModel") -> Any:
+    """bf16 matrix products over float32 LoRA weights where the base is bf16."""
+    base = model.get_base_model().dtype
+    return torch.autocast(model.device.type, base) if base == torch.bfloat16 else nullcontext()
 
 
 @cache
