@@ -17,11 +17,11 @@ import pytest
 
 from tests.helpers_lora import random_lora
 from tests.tiny_models import local_gguf, local_model, tiny_gguf, tiny_model_folder
-from tunesmith.engines.base import GREEDY, Engine, Sampling, Tokens
+from tunesmith.engines.base import GREEDY, Engine, Sampling, collect
 from tunesmith.engines.choose import open_engine
 from tunesmith.engines.hf import HfEngine
 from tunesmith.engines.llama_cpp import SLOTS, LlamaCppEngine
-from tunesmith.errors import EngineError, UsageError
+from tunesmith.errors import EngineError, ModelError, UsageError
 from tunesmith.models.adapter import AdapterInfo, save_adapter
 from tunesmith.models.store import LocalModel
 from tunesmith.models.tokenizer import load_tokenizer
@@ -51,16 +51,6 @@ def engine(smollm2: LocalModel) -> Iterator[LlamaCppEngine]:
 def ask(model: LocalModel, text: str) -> list[int]:
     tokenizer = load_tokenizer(model)
     return tokenizer.encode(f"<|im_start|>user\n{text}<|im_end|>\n<|im_start|>assistant\n")
-
-
-def run(tokens: Tokens) -> tuple[list[int], str]:
-    """All ids, and what the generator returns."""
-    ids: list[int] = []
-    while True:
-        try:
-            ids.append(next(tokens))
-        except StopIteration as end:
-            return ids, end.value
 
 
 def greedy(count: int) -> Sampling:
@@ -96,16 +86,19 @@ def test_streamed_ids_are_llama_cpps_own_also_within_characters(
     whole = whole_answer(smollm2, prompt, 40)
     assert "小助手" in whole["content"]
     assert len(whole["tokens"]) == 40
-    assert run(engine.generate(prompt, greedy(40), stop_ids=NEVER)) == (whole["tokens"], "length")
+    assert collect(engine.generate(prompt, greedy(40), stop_ids=NEVER)) == (
+        whole["tokens"],
+        "length",
+    )
 
 
 def test_the_stop_id_ends_and_is_not_yielded(engine: LlamaCppEngine, smollm2: LocalModel) -> None:
     prompt = ask(smollm2, "Say hi")
-    free, finish = run(engine.generate(prompt, greedy(60), stop_ids=NEVER))
+    free, finish = collect(engine.generate(prompt, greedy(60), stop_ids=NEVER))
     assert finish == "stop"  # llama.cpp knows the model's end token too
     assert load_tokenizer(smollm2).special_tokens["<|im_end|>"] not in free
     end = free[3]
-    cut = run(engine.generate(prompt, greedy(60), stop_ids=frozenset({end})))
+    cut = collect(engine.generate(prompt, greedy(60), stop_ids=frozenset({end})))
     assert cut == (free[: free.index(end)], "stop")
 
 
@@ -116,7 +109,7 @@ def test_a_seed_repeats_and_a_narrow_top_p_is_greedy(
 
     def draw(**values: Any) -> list[int]:
         sampling = Sampling(**({"temperature": 1.5, "top_p": 1.0, "max_tokens": 12} | values))
-        return run(engine.generate(prompt, sampling, stop_ids=NEVER))[0]
+        return collect(engine.generate(prompt, sampling, stop_ids=NEVER))[0]
 
     assert draw(seed=1) == draw(seed=1)
     assert len({tuple(draw(seed=seed)) for seed in range(3)}) > 1
@@ -164,7 +157,7 @@ def test_a_prompt_over_the_context_is_refused_with_both_counts(engine: LlamaCppE
 def test_an_answer_ends_with_the_context(smollm2: LocalModel) -> None:
     with LlamaCppEngine(smollm2, context_length=256) as engine:
         sampling = Sampling(temperature=1.0, max_tokens=500)
-        ids, finish = run(engine.generate([5] * 200, sampling, stop_ids=NEVER))
+        ids, finish = collect(engine.generate([5] * 200, sampling, stop_ids=NEVER))
         assert engine.context_length == 256
     assert finish == "length"
     assert 50 <= len(ids) <= 56
@@ -217,7 +210,7 @@ def test_closing_the_generator_frees_its_slot(engine: LlamaCppEngine) -> None:
     for tokens in all_slots:
         tokens.close()
     start = time.monotonic()
-    run(engine.generate([5, 6], greedy(1), stop_ids=NEVER))
+    collect(engine.generate([5, 6], greedy(1), stop_ids=NEVER))
     assert time.monotonic() - start < 2
 
 
@@ -227,7 +220,7 @@ def test_callers_side_by_side_get_their_own_answers(tmp_path: Path) -> None:
         prompts = [[index, 20, 30, index] for index in range(3, 3 + 2 * SLOTS)]
 
         def answer(prompt: list[int]) -> list[int]:
-            return run(engine.generate(prompt, greedy(20), stop_ids=NEVER))[0]
+            return collect(engine.generate(prompt, greedy(20), stop_ids=NEVER))[0]
 
         with ThreadPoolExecutor(2 * SLOTS) as pool:
             together = list(pool.map(answer, prompts))
@@ -236,7 +229,7 @@ def test_callers_side_by_side_get_their_own_answers(tmp_path: Path) -> None:
 
 
 def test_nobody_without_the_key_is_served(engine: LlamaCppEngine) -> None:
-    run(engine.generate([5], greedy(1), stop_ids=NEVER))
+    collect(engine.generate([5], greedy(1), stop_ids=NEVER))
     ports = [
         connection.laddr.port
         for child in psutil.Process().children()
@@ -287,14 +280,14 @@ def test_no_child_outlives_its_parent(ending: str, smollm2: LocalModel) -> None:
     assert not alive
 
 
-def tuned(model: LocalModel, folder: Path, strength: float) -> Path:
+def tuned(model: LocalModel, folder: Path, strength: float, **config: Any) -> Path:
     info = AdapterInfo(
         base_name=model.name,
         base_source=model.source,
         base_revision=model.revision,
         base_sha256=model.sha256,
     )
-    save_adapter(random_lora(model, strength=strength), folder, info)
+    save_adapter(random_lora(model, strength=strength, **config), folder, info)
     return folder
 
 
@@ -329,7 +322,9 @@ def test_the_tuned_model_agrees_with_the_reference(smollm2: LocalModel, tmp_path
     with LlamaCppEngine(smollm2, adapter) as ours, HfEngine(smollm2, adapter) as reference:
         for probe in PROBES:
             prompt = ask(smollm2, probe)
-            said, finish = run(reference.generate(prompt, greedy(12), stop_ids=frozenset({END})))
+            said, finish = collect(
+                reference.generate(prompt, greedy(12), stop_ids=frozenset({END}))
+            )
             expected = [*said, *([None] if finish == "stop" else [])]
             for position, id in enumerate(expected):
                 same += next_id(ours, prompt + said[:position]) == id
@@ -349,6 +344,18 @@ def test_auto_takes_llama_cpp_for_a_gguf_and_transformers_for_a_folder(
         engine.close()
     with pytest.raises(UsageError, match="gguf"):
         open_engine(folder, engine="llama.cpp")
+
+
+def test_auto_takes_transformers_where_llama_cpp_has_no_form_for_the_adapter(
+    smollm2: LocalModel, tmp_path: Path
+) -> None:
+    adapter = tuned(smollm2, tmp_path / "dora", 0.1, use_dora=True)
+    with pytest.raises(ModelError, match="use_dora"):
+        open_engine(smollm2, adapter, engine="llama.cpp")
+    engine = open_engine(smollm2, adapter, device="cpu")
+    assert isinstance(engine, HfEngine)
+    assert engine.has_adapter
+    engine.close()
 
 
 def child_of(pid: int) -> int:

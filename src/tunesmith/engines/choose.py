@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Literal
 
 from tunesmith.engines.base import Engine
-from tunesmith.errors import UsageError
+from tunesmith.errors import ModelError, UsageError
 from tunesmith.language import t
 from tunesmith.models.store import LocalModel
 
@@ -20,31 +20,34 @@ def open_engine(
 ) -> Engine:
     """Load `model`, and the adapter folder if given, in the engine asked for.
 
-    "auto" is llama.cpp for a GGUF where there is no GPU, else transformers.
+    "auto" is llama.cpp for a GGUF where there is no GPU, else transformers; an adapter that
+    llama.cpp has no form for, such as DoRA, goes to transformers too.
 
     Raises:
         UsageError: llama.cpp is asked for and the model is not a GGUF.
+        ModelError: llama.cpp is asked for and has no form for the adapter.
         EngineError: The model does not load.
     """
-    chosen = _choose(model, device) if engine == "auto" else engine
-    if chosen == "llama.cpp":
-        if not model.is_gguf:
-            raise UsageError(
-                t("llama.cpp needs a .gguf model, {name} is not one; use --engine hf.",
-                  name=model.name)
-            )  # fmt: skip
+    if engine == "llama.cpp" and not model.is_gguf:
+        raise UsageError(
+            t("llama.cpp needs a .gguf model, {name} is not one; use --engine hf.",
+              name=model.name)
+        )  # fmt: skip
+    if engine == "llama.cpp" or (engine == "auto" and _suits_llama_cpp(model, device)):
         from tunesmith.engines.llama_cpp import LlamaCppEngine
 
-        return LlamaCppEngine(model, adapter)
+        try:
+            return LlamaCppEngine(model, adapter)
+        except ModelError:
+            if engine == "llama.cpp":
+                raise
     from tunesmith.engines.hf import HfEngine
 
     return HfEngine(model, adapter, device=device)
 
 
-def _choose(model: LocalModel, device: str) -> EngineName:
-    if not model.is_gguf or device == "cuda":
-        return "hf"
-    return "hf" if device == "auto" and _has_gpu() else "llama.cpp"
+def _suits_llama_cpp(model: LocalModel, device: str) -> bool:
+    return model.is_gguf and device != "cuda" and not (device == "auto" and _has_gpu())
 
 
 def _has_gpu() -> bool:

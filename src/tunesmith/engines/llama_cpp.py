@@ -265,13 +265,15 @@ class LlamaCppEngine:
 
 
 def _request(input_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
+    # These in this order and no others; top-p sorts the vocabulary, so not for nothing.
+    uncut = sampling.temperature == 0 or sampling.top_p == 1
     return {
         "prompt": list(input_ids),
         "n_predict": sampling.max_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "seed": sampling.seed,
-        "samplers": ["temperature", "top_p"],  # in this order, and no others
+        "samplers": ["temperature"] if uncut else ["temperature", "top_p"],
         "stream": sampling.max_tokens > 1,  # unstreamed, even part of a character is named
         "return_tokens": True,
         "cache_prompt": True,
