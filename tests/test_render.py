@@ -285,6 +285,57 @@ ASKING = (
 )
 
 
+HEADED = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + (HEAD if m.role == 'assistant' else '') }}"
+    "{{ '\n' + m.content + '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant[now]\n' }}{% endif %}"
+)
+
+
+def test_an_open_thought_that_is_never_shown_is_closed_by_the_answer() -> None:
+    tokenizer = tokenizer_for(FAMILIES["qwen2.5"], ASKING.replace("THOUGHT", "'<think>\n'"))
+    (sample,) = Renderer(tokenizer).sample(Conversation(talk(("Hi", "One"))))
+    assert marked(sample, tokenizer) == (
+        "<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n<think>\n"
+        "⟦\n</think>\n\nOne<|im_end|>⟧"
+    )
+    with pytest.raises(DataError, match="thoughts"):
+        Renderer(tokenizer).sample(Conversation(talk(("Hi", "Hm.\n</think>\n\nOne"))))
+
+
+ENDED_TWICE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{{ '<|im_end|><|endoftext|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+
+
+def test_all_that_ends_an_answer_is_trained_and_its_first_token_stops() -> None:
+    tokenizer = tokenizer_for(
+        dataclasses.replace(FAMILIES["qwen2.5"], eos="<|endoftext|>"), ENDED_TWICE
+    )
+    ending = Renderer(tokenizer)
+    (sample,) = ending.sample(Conversation(talk(("Hi", "One"), ("More", "Two"))))
+    text = marked(sample, tokenizer)
+    assert "⟦One<|im_end|><|endoftext|>⟧" in text
+    assert "⟦Two<|im_end|><|endoftext|>⟧" in text
+    tokens = ("<|im_end|>", "<|endoftext|>")
+    assert ending.stop_ids == {tokenizer.special_tokens[token] for token in tokens}
+
+
+def test_an_end_that_only_the_last_answer_has_is_trained_for_each() -> None:
+    chat_template = ENDED_TWICE.replace(
+        "'<|im_end|><|endoftext|>\n'",
+        "'<|endoftext|>' if loop.last and m.role == 'assistant' else '<|im_end|>\n'",
+    )
+    tokenizer = tokenizer_for(
+        dataclasses.replace(FAMILIES["qwen2.5"], eos="<|endoftext|>"), chat_template
+    )
+    samples = Renderer(tokenizer).sample(Conversation(talk(("Hi", "One"), ("More", "Two"))))
+    answers = [marked(sample, tokenizer).partition("⟦")[2] for sample in samples]
+    assert answers == ["One<|endoftext|>⟧", "Two<|endoftext|>⟧"]
+
+
 def test_an_empty_thought_that_is_asked_with_but_never_shown_stays_in_the_prompt() -> None:
     tokenizer = tokenizer_for(FAMILIES["qwen2.5"], ASKING.replace("THOUGHT", "'<think></think>'"))
     messages = talk(("Hi", "One"), ("More", "Two"), system="Be kind.")
@@ -301,7 +352,7 @@ def test_an_empty_thought_that_is_asked_with_but_never_shown_stays_in_the_prompt
     ("chat_template", "reason"),
     [
         ("{{ 'ask' if add_generation_prompt else messages[-1].content }}", "not how the answer"),
-        (ASKING.replace("THOUGHT", "'<think>'"), "thought that it leaves out"),
+        (HEADED.replace("HEAD", "'[later]'"), "not how the answer"),
         ("{{ messages[0].content }}", "does not show the answer"),
         ("{{ raise_exception('never') }}", "never"),
         ("{% for m in messages %}{{ m.tone + 1 }}{% endfor %}", "tone"),

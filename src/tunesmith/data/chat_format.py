@@ -50,15 +50,17 @@ class End(NamedTuple):
     """How answers end, and how they begin.
 
     Attributes:
-        text: What ends an answer.
+        text: What ends an answer, from its first control token to its last.
         written: Whether the template writes it, or we must.
         skipped: What the template asks with but leaves out where it shows the answer: Gemma 4 asks
-            with an empty thought.
+            with an empty thought, DeepSeek-R1 with an open one.
+        closing: What closes a thought that `skipped` leaves open.
     """
 
     text: str
     written: bool
     skipped: str
+    closing: str
 
 
 class ChatFormat:
@@ -95,12 +97,25 @@ class ChatFormat:
             plain["tool_calls"] = [_with_arguments(call, as_text) for call in message.tool_calls]
         return plain
 
-    def start_of_answer(self, asked: str, answered: str) -> int | None:
-        """Where in `answered` the answer to `asked` begins; None if `asked` was not asked there."""
+    def answer(self, asked: str, answered: str) -> str | None:
+        """What the model says from `asked` to `answered`, its end of turn included.
+
+        None if `answered` does not go on from `asked`.
+        """
+        end = self.end
         if answered.startswith(asked):
-            return len(asked)
-        opening = asked.removesuffix(self.end.skipped)
-        return len(opening) if opening != asked and answered.startswith(opening) else None
+            said = answered[len(asked) :]
+        else:
+            opening = asked.removesuffix(end.skipped)
+            if opening == asked or not answered.startswith(opening):
+                return None
+            said = end.closing + answered[len(opening) :]
+        return said[: self.end_after(said, 0)] if end.written else said.rstrip() + end.text
+
+    def end_after(self, text: str, start: int) -> int:
+        """Where the answer that begins at `start` ends, or the end of the text."""
+        found = text.find(self.end.text, start)
+        return len(text) if found < 0 else found + len(self.end.text)
 
     def _write(self, messages: list[Any], tools: list[Any] | None, *, ask: bool) -> str:
         return self.template.render(
@@ -112,23 +127,27 @@ class ChatFormat:
             asked = self._write([_QUESTION], None, ask=True)
             shown = self._write([_QUESTION], None, ask=False)
             answered = self._write([_QUESTION, _ANSWER], None, ask=False)
-            self._write([_QUESTION, _ANSWER, _QUESTION], None, ask=True)
+            later = self._write([_QUESTION, _ANSWER, _QUESTION], None, ask=True)
         except DataError as error:
             raise _unfit(str(error)) from error
         opening = _common_start(asked, answered)
         skipped = asked[len(opening) :]
-        if skipped and not opening.startswith(shown):
-            raise _unfit(t("what it asks is not how the answer it shows begins"))
-        if skipped.count("<think>") > skipped.count("</think>"):
-            raise _unfit(t("it asks for a thought that it leaves out of the answers it shows"))
-        _, found, after = answered[len(opening) :].partition("Answer")
+        before, found, after = answered[len(opening) :].partition("Answer")
         if not found:
             raise _unfit(t("it does not show the answer"))
-        written = self.special.search(after)
-        end = written[0] if written else self.tokenizer.eos_token
+        if skipped and (before.strip() or not opening.startswith(shown)):
+            raise _unfit(t("what it asks is not how the answer it shows begins"))
+        opens = skipped.count("<think>") > skipped.count("</think>")
+        shared = _common_start(after, later.rpartition("Answer")[2])
+        end = self._closed(shared) or self._closed(after) or self.tokenizer.eos_token
         if not end:
             raise _unfit(t("nothing marks the end of an answer"))
-        return End(end, written is not None, skipped)
+        return End(end, end in after, skipped, "\n</think>\n\n" if opens else "")
+
+    def _closed(self, after: str) -> str:
+        """From the first control token to the last."""
+        tokens = list(self.special.finditer(after))
+        return after[tokens[0].start() : tokens[-1].end()] if tokens else ""
 
     @cached_property
     def _folds_system(self) -> bool:
@@ -141,7 +160,7 @@ class ChatFormat:
             answered = self._write([_SYSTEM, _QUESTION, _ANSWER], None, ask=False)
         except DataError:
             return True
-        return "Rules" not in asked or self.start_of_answer(asked, answered) is None
+        return "Rules" not in asked or self.answer(asked, answered) is None
 
     @cached_property
     def _wants_json_text(self) -> bool:

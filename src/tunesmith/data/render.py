@@ -39,7 +39,8 @@ class Renderer:
 
     - The system prompt goes where the template puts it. If the template refuses or loses it, it
       opens the first user message. If none is given, the template's own default stays.
-    - A model that can think before it answers is asked to only with `thinking=True`.
+    - A model that can think before it answers is asked to only with `thinking=True`. Where the
+      template opens a thought all the same and shows none, the answer begins by closing it.
     - The day a template asks for is always 26 July 2024: the same ids today and tomorrow.
     - An answer ends with the control token that the template writes after it; if it writes none,
       with the tokenizer's end token.
@@ -60,9 +61,10 @@ class Renderer:
 
     @property
     def stop_ids(self) -> frozenset[int]:
-        """The ids that end an answer: the template's end of turn and the tokenizer's eos."""
-        end = self._format.end.text
-        ids = {self.tokenizer.special_tokens.get(end), self.tokenizer.eos_token_id}
+        """The ids that end an answer: what the template writes after one, the tokenizer's eos."""
+        first = self._format.special.match(self._format.end.text)
+        end = self.tokenizer.special_tokens.get(first[0]) if first else None
+        ids = {end, self.tokenizer.eos_token_id}
         return frozenset(id for id in ids if id is not None)
 
     def prompt(
@@ -128,16 +130,17 @@ class _Script:
         for turn in self._answers:
             asked = self._asked(turn) if turn < count and self._format.end.written else None
             if asked is not None and text.startswith(asked):
-                start, stop = len(asked), self._end_after(text, len(asked))
+                start, stop = len(asked), self._format.end_after(text, len(asked))
                 pieces += [_Piece(text[done:start], False), _Piece(text[start:stop], False)]
                 done = stop
         return [*pieces, _Piece(text[done:], False)]
 
     def answer(self, turn: int) -> _Piece:
         """The answer that message `turn` gives, its end of turn included."""
-        asked, whole = self.text(turn, ask=True), self.text(turn + 1, ask=False)
-        start = self._format.start_of_answer(asked, whole)
-        if start is None:
+        asked, answered = self.text(turn, ask=True), self.text(turn + 1, ask=False)
+        said = self._format.answer(asked, answered)
+        thought = "</think>" in self._messages[turn]["content"]
+        if said is None or (thought and not answered.startswith(asked)):
             raise DataError(
                 t(
                     "The model's chat template asks for message {number} in another way than it"
@@ -146,9 +149,7 @@ class _Script:
                     number=turn + 1,
                 )
             )
-        if not self._format.end.written:
-            return _Piece(whole[start:].rstrip() + self._format.end.text, True)
-        return _Piece(whole[start : self._end_after(whole, start)], True)
+        return _Piece(said, True)
 
     def chains(self) -> Iterator[list[_Piece]]:
         """Stretches in which each prompt goes on from the answer before it."""
@@ -201,12 +202,6 @@ class _Script:
             return self.text(turn, ask=True)
         except DataError:
             return None
-
-    def _end_after(self, text: str, start: int) -> int:
-        """Where the turn that begins at `start` ends, or the end of the text."""
-        end = self._format.end.text
-        found = text.find(end, start)
-        return len(text) if found < 0 else found + len(end)
 
     def _masked(self, value: Any) -> Any:
         """`value` with control tokens, and the characters that stand in for them, swapped."""
