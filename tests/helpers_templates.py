@@ -10,10 +10,13 @@ from tempfile import TemporaryDirectory
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
+from tunesmith.data.messages import Conversation, Message
 from tunesmith.data.render import Rendered
 from tunesmith.models.tokenizer import ChatTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
+
+TOOLS = ({"type": "function", "function": {"name": "weather", "parameters": {"city": "string"}}},)
 
 _CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _LLAMA3 = ("<|begin_of_text|>", "<|eot_id|>", "<|start_header_id|>", "<|end_header_id|>")
@@ -127,3 +130,22 @@ def marked(rendered: Rendered, tokenizer: ChatTokenizer) -> str:
         text += ("" if trained == inside else "⟦" if trained else "⟧") + piece
         inside, start = trained, stop
     return text + ("⟧" if inside else "")
+
+
+def talk(*turns: tuple[str, str], system: str | None = None) -> tuple[Message, ...]:
+    """Question and answer, again and again."""
+    messages = [Message("system", system)] if system is not None else []
+    for question, answer in turns:
+        messages += [Message("user", question), Message("assistant", answer)]
+    return tuple(messages)
+
+
+def tool_talk(arguments: object) -> Conversation:
+    call = {"type": "function", "function": {"name": "weather", "arguments": arguments}}
+    messages = (
+        Message("user", "Rain in Paris?"),
+        Message("assistant", "", tool_calls=(call,)),
+        Message("tool", "sunny"),
+        Message("assistant", "No, sunny."),
+    )
+    return Conversation(messages, tools=TOOLS)
