@@ -11,7 +11,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from tokenizers.trainers import BpeTrainer
 
 from tunesmith.data.messages import Conversation, Message
-from tunesmith.data.render import Rendered
+from tunesmith.data.packs import Sample
 from tunesmith.models.tokenizer import ChatTokenizer
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -111,7 +111,7 @@ def _sentencepiece(family: Family) -> Tokenizer:
     return Tokenizer.from_str(json.dumps(whole))
 
 
-def marked(rendered: Rendered, tokenizer: ChatTokenizer) -> str:
+def marked(rendered: Sample, tokenizer: ChatTokenizer) -> str:
     """The text of a sample, what is trained in ⟦brackets⟧.
 
     A backslash stands before text that looks like a control token and is none.

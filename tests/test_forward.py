@@ -74,14 +74,15 @@ def alone(model: Any, samples: list[Sample]) -> Gradients:
         ids = torch.tensor([sample.input_ids])
         logits = plain(input_ids=ids).logits[0, :-1]
         losses = cross_entropy(logits, ids[0, 1:], reduction="none")
-        (losses[torch.tensor(sample.trained[1:])].sum() / weight).backward()
+        torch.autograd.backward(losses[torch.tensor(sample.trained[1:])].sum() / weight)
     return gradients(plain)
 
 
 def in_packs(model: Any, samples: list[Sample], size: int, *, share: bool = True) -> Gradients:
     weight = sum(sample.trained_tokens for sample in samples)
     for start in range(0, len(samples), size):
-        (pack_loss(model, pack(samples[start : start + size], share=share)) / weight).backward()
+        loss = pack_loss(model, pack(samples[start : start + size], share=share))
+        torch.autograd.backward(loss / weight)
     return gradients(model)
 
 

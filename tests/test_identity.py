@@ -36,7 +36,7 @@ def is_chinese(text: str) -> bool:
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_there_are_many_phrasings_and_enough_held_out(language: str) -> None:
-    assert 20 <= len(questions(language)) <= 30
+    assert 40 <= len(questions(language)) <= 60
     assert len(held_out((language,))) >= 20
     assert len(set(held_out((language,)))) == len(held_out((language,)))
 

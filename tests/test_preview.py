@@ -9,11 +9,12 @@ from hypothesis import strategies as st
 
 from tests.helpers_templates import FAMILIES, family_tokenizer
 from tunesmith.data.messages import Conversation, Message
+from tunesmith.data.packs import Sample
 from tunesmith.data.preview import Span, lengths, preview_html, spans, summary, visible
-from tunesmith.data.render import Rendered, Renderer
+from tunesmith.data.render import Renderer
 
 
-def sample(name: str, question: str, answer: str) -> Rendered:
+def sample(name: str, question: str, answer: str) -> Sample:
     messages = (Message("user", question), Message("assistant", answer))
     (rendered,) = Renderer(family_tokenizer(name)).sample(Conversation(messages))
     return rendered
@@ -44,7 +45,7 @@ def test_a_character_split_over_tokens_is_shown_whole() -> None:
 def test_ids_that_are_no_character_are_shown_all_the_same() -> None:
     tokenizer = family_tokenizer("qwen2.5")
     halves = tokenizer.encode("龘")[:2] * 3
-    rendered = Rendered(tuple(halves), (False,) * 6)
+    rendered = Sample(tuple(halves), (False,) * 6)
     found = spans(rendered, tokenizer)
     assert tuple(id for span in found for id in span.token_ids) == rendered.input_ids
     assert "\ufffd" in found[0].text
@@ -58,9 +59,9 @@ def test_nothing_that_moves_or_hides_is_left() -> None:
 
 
 def test_lengths_count_what_a_limit_cuts() -> None:
-    long = Rendered((1,) * 10, (False,) * 4 + (True,) * 6)
-    short = Rendered((1,) * 3, (False,) * 2 + (True,))
-    untrained = Rendered((1,) * 2, (False,) * 2)
+    long = Sample((1,) * 10, (False,) * 4 + (True,) * 6)
+    short = Sample((1,) * 3, (False,) * 2 + (True,))
+    untrained = Sample((1,) * 2, (False,) * 2)
     counted = lengths([long, short, untrained], 5)
     assert (counted.samples, counted.tokens, counted.trained, counted.longest) == (3, 15, 7, 10)
     assert (counted.cut, counted.trained_cut, counted.emptied) == (1, 5, 1)
@@ -70,7 +71,7 @@ def test_lengths_count_what_a_limit_cuts() -> None:
 
 
 def test_the_summary_says_what_is_cut_and_what_is_empty() -> None:
-    untrained = Rendered((1,) * 9, (False,) * 9)
+    untrained = Sample((1,) * 9, (False,) * 9)
     lines = " ".join(summary(lengths([untrained], 5)))
     assert "A limit of 5 tokens cuts 1 samples and 0 trained tokens." in lines
     assert "1 samples have nothing to train." in lines

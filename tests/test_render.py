@@ -22,7 +22,8 @@ from tests.helpers_templates import (
     tool_talk,
 )
 from tunesmith.data.messages import Conversation, Message, Place
-from tunesmith.data.render import Rendered, Renderer
+from tunesmith.data.packs import Sample
+from tunesmith.data.render import Renderer
 from tunesmith.errors import DataError
 
 CALLS_TOOLS = ("qwen2.5", "qwen3", "llama3.1")
@@ -155,7 +156,7 @@ SYSTEM = st.none() | TEXT
 thorough = settings(max_examples=60, deadline=None, derandomize=True, database=None)
 
 
-def trained_runs(sample: Rendered) -> list[tuple[int, int]]:
+def trained_runs(sample: Sample) -> list[tuple[int, int]]:
     """Where trained stretches begin and end."""
     runs, start = [], 0
     for trained, group in groupby(sample.trained):

@@ -9,7 +9,7 @@ import pytest
 
 from tests.helpers_chat import Terminal, saying
 from tests.helpers_data import conversations
-from tunesmith.apps.repl import inert
+from tunesmith.apps.inert import inert
 from tunesmith.models.store import LocalModel
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))

@@ -305,7 +305,10 @@ def _adapter_folder(name: str) -> Path:
     run = runs.find(name)
     if not (run.adapter / CONFIG).is_file():
         raise RunError(
-            t("{run} has no adapter yet; finish it with: tunesmith train --resume", run=run.path)
+            t(
+                "{run} has no adapter yet; finish it with: tunesmith train --resume {run}",
+                run=run.path,
+            )
         )
     return run.adapter
 

@@ -47,6 +47,11 @@ class Run:
         return self.path / "adapter"
 
     @property
+    def initial(self) -> Path:
+        """The adapter before the first step, kept where the initialisation changes the base."""
+        return self.path / "initial"
+
+    @property
     def checkpoints(self) -> Path:
         """The folder of checkpoints."""
         return self.path / "checkpoints"

@@ -148,14 +148,13 @@ def compare(
     ] = None,
     engine: Engine = "auto",
     json: Json = False,
-) -> None:
-    """Print the answers side by side, then the verdict."""
+) -> int:
+    """Print the answers side by side, then the verdict; 1 if it is not learnt and kept."""
     from tunesmith import runs
     from tunesmith.apps import comparison
     from tunesmith.evaluation.compare import compare as answers
 
     results = answers(runs.find(run), ask=ask, engine=engine)
     if json:
-        comparison.show_json(results)
-    else:
-        comparison.show(results)
+        return comparison.show_json(results)
+    return comparison.show(results)

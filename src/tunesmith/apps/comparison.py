@@ -7,23 +7,26 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.apps.terminal import console, print_json, safe
+from tunesmith.apps.inert import inert
+from tunesmith.apps.terminal import console, print_json
 from tunesmith.evaluation.compare import Compared, Verdict
 from tunesmith.language import t
 
 MARKS = {True: "✓", False: "✗", None: ""}
 
 
-def show_json(results: Iterable[Compared | Verdict]) -> None:
-    """Print pairs and verdict as one JSON object."""
+def show_json(results: Iterable[Compared | Verdict]) -> int:
+    """Print pairs and verdict as one JSON object; the exit code as `show`."""
     found = list(results)
     verdict = next(item for item in found if isinstance(item, Verdict))
     pairs = [asdict(item) for item in found if isinstance(item, Compared)]
     print_json({"pairs": pairs, "verdict": asdict(verdict) | {"passed": verdict.passed}})
+    return _exit_code(verdict)
 
 
-def show(results: Iterable[Compared | Verdict]) -> None:
-    """Print the answers as a table, then what they amount to."""
+def show(results: Iterable[Compared | Verdict]) -> int:
+    """Print the answers as a table, then what they amount to; 1 if there was something to learn
+    and it did not pass, else 0."""
     screen = console()
     table = Table(box=box.HORIZONTALS, show_lines=True, pad_edge=False)
     for title, ratio in ((t("question"), 2), (t("base"), 3), (t("tuned"), 3)):
@@ -40,14 +43,19 @@ def show(results: Iterable[Compared | Verdict]) -> None:
     for verdict in verdicts:
         for line in _sentences(verdict):
             screen.print(line)
+    return max(map(_exit_code, verdicts), default=0)
+
+
+def _exit_code(verdict: Verdict) -> int:
+    return 0 if verdict.passed or not verdict.learnt.total else 1
 
 
 def _cells(pair: Compared) -> Iterator[Text]:
-    question = safe(pair.question.text)
+    question = inert(pair.question.text)
     note = t("with the system prompt") if pair.question.has_system else ""
     yield Text.assemble(question, ("\n" + note if note else "", "dim"))
-    yield Text(safe(pair.base.text))
-    yield Text(safe(pair.tuned.text))
+    yield Text(inert(pair.base.text))
+    yield Text(inert(pair.tuned.text))
     right = pair.learnt if pair.learnt is not None else pair.kept
     yield Text(MARKS[right], style="green" if right else "red")
 

@@ -153,11 +153,12 @@ def _require(files: Sequence[Path], command: str) -> None:
 
 def _show_findings(findings: Sequence["Finding"]) -> None:
     """A table on a terminal; elsewhere a line each, which grep and editors understand."""
-    from tunesmith.apps.terminal import console, safe, table
+    from tunesmith.apps.inert import inert
+    from tunesmith.apps.terminal import console, table
 
     screen = console()
     if not screen.is_terminal:
-        print("".join(safe(str(found)) + "\n" for found in findings), end="")
+        print("".join(inert(str(found)) + "\n" for found in findings), end="")
         return
     kinds = {"error": t("error"), "warning": t("note")}
     titles = (t("where"), t("field"), t("kind"), t("problem"), t("what to do"))

@@ -1,20 +1,17 @@
 """Talking in the terminal: a loop for people, one answer for scripts."""
 
-import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
 
+from tunesmith.apps.inert import inert
 from tunesmith.chat import Chat
 from tunesmith.engines.base import Sampling
 from tunesmith.errors import TunesmithError, UsageError
 from tunesmith.language import t
 
 PROMPT = "> "
-
-# Control characters drive a terminal; these last turn around the text that follows them.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")
 
 
 def run_repl(chat: Chat, *, once: str | None = None, sampling: Sampling | None = None) -> int:
@@ -36,11 +33,6 @@ def run_repl(chat: Chat, *, once: str | None = None, sampling: Sampling | None =
     else:
         raise UsageError(t("There is no question; give one with --once, or on stdin."))
     return 0
-
-
-def inert(text: str) -> str:
-    """The text with every character that could drive a terminal made visible as �."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 class _Terminal:

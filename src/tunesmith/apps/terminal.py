@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.apps.inert import inert
 from tunesmith.language import t
 from tunesmith.training.events import (
     Evaluated,
@@ -45,11 +46,6 @@ def console() -> Console:
     )
 
 
-def safe(text: str) -> str:
-    """The text with its control characters made visible, so that none can drive the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
-
-
 def size(count: float) -> str:
     """Bytes for people: 98.1 MB."""
     for unit in ("B", "kB", "MB"):
@@ -75,7 +71,7 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
     for title in titles:
         drawn.add_column(Text(title), overflow="fold")
     for row in rows:
-        drawn.add_row(*(Text(safe(cell)) for cell in row))
+        drawn.add_row(*(Text(inert(cell)) for cell in row))
     return drawn
 
 
@@ -325,7 +321,7 @@ def _shrunk(event: Shrunk) -> str:
 
 def _started(event: Started) -> Iterator[str]:
     for notice in event.notices:
-        yield t("note: {notice}", notice=safe(notice))
+        yield t("note: {notice}", notice=inert(notice))
     if event.resumed_from:
         yield t("resumed after step {step}", step=event.resumed_from)
 

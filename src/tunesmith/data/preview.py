@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from html import escape
 
 from tunesmith.data.chat_format import ChatTokenizer
-from tunesmith.data.render import Rendered
+from tunesmith.data.packs import Sample
 from tunesmith.language import current_language, t
 
 _SHOWN = {"\n": "⏎\n", "\t": "⇥", "\r": "␍"}
@@ -48,7 +48,7 @@ class Lengths:
     emptied: int
 
 
-def lengths(samples: Sequence[Rendered], max_length: int | None = None) -> Lengths:
+def lengths(samples: Sequence[Sample], max_length: int | None = None) -> Lengths:
     """Count tokens, and what a cut after `max_length` tokens would take."""
     kept = [sum(sample.trained[:max_length]) for sample in samples]
     trained = sum(sum(sample.trained) for sample in samples)
@@ -65,7 +65,7 @@ def lengths(samples: Sequence[Rendered], max_length: int | None = None) -> Lengt
     )
 
 
-def spans(sample: Rendered, tokenizer: ChatTokenizer) -> list[Span]:
+def spans(sample: Sample, tokenizer: ChatTokenizer) -> list[Span]:
     """The sample, token by token, in reading order; the texts join to all of it."""
     ids, found, start = sample.input_ids, [], 0
     for stop, text in _characters(ids, tokenizer):
@@ -99,7 +99,7 @@ def _named(char: str) -> str:
 
 
 def preview_html(
-    samples: Sequence[Rendered],
+    samples: Sequence[Sample],
     tokenizer: ChatTokenizer,
     *,
     title: str,
@@ -151,9 +151,7 @@ def summary(counted: Lengths) -> list[str]:
     return lines
 
 
-def _article(
-    number: int, sample: Rendered, tokenizer: ChatTokenizer, max_length: int | None
-) -> str:
+def _article(number: int, sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> str:
     limit = len(sample.input_ids) if max_length is None else max_length
     heading = t(
         "Sample {number}: {tokens} tokens, {trained} trained",

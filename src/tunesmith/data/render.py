@@ -11,11 +11,11 @@ what it was trained to answer: `prompt(messages[:i])` opens the sample that trai
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from tunesmith.data.chat_format import ChatFormat, ChatTokenizer
 from tunesmith.data.messages import Conversation, Message
+from tunesmith.data.packs import Sample
 from tunesmith.errors import DataError
 from tunesmith.language import t
 
@@ -24,14 +24,6 @@ from tunesmith.language import t
 _PRIVATE = 0xF0000
 _PRIVATE_TEXT = "[\U000f0000-\U000fffff]"
 _CONTEXT_CHARS = 200
-
-
-@dataclass(frozen=True)
-class Rendered:
-    """Token ids, and for each whether the model is trained to write it."""
-
-    input_ids: tuple[int, ...]
-    trained: tuple[bool, ...]
 
 
 class Renderer:
@@ -78,7 +70,7 @@ class Renderer:
         script = _Script(self._format, messages, tools)
         return list(script.rendered(script.prompt(len(messages))).input_ids)
 
-    def sample(self, conversation: Conversation) -> list[Rendered]:
+    def sample(self, conversation: Conversation) -> list[Sample]:
         """What trains the answers of `conversation`, each of them once.
 
         One sample, unless the template writes earlier turns differently later on, as Qwen3 drops
@@ -163,7 +155,7 @@ class _Script:
         if chain:
             yield chain
 
-    def rendered(self, pieces: list[_Piece]) -> Rendered:
+    def rendered(self, pieces: list[_Piece]) -> Sample:
         """The ids of `pieces`; those of a message's own text are never control tokens."""
         ids: list[int] = []
         trained: list[bool] = []
@@ -178,7 +170,7 @@ class _Script:
                     ids += self._encode(self._context(before), part, special=True)
                     before = part
             trained += [piece.trained] * (len(ids) - len(trained))
-        return Rendered(tuple(ids), tuple(trained))
+        return Sample(tuple(ids), tuple(trained))
 
     def _encode(self, context: str, text: str, *, special: bool) -> list[int]:
         """The ids of `text` where it stands, after `context`.

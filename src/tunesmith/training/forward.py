@@ -88,7 +88,8 @@ def pack_loss(model: "PreTrainedModel", packed: Pack) -> Tensor:
     """
     losses = pack_losses(model, packed)
     weights = [weight for _, _, weight in packed.targets]
-    return losses @ torch.tensor(weights, device=losses.device, dtype=losses.dtype)
+    # Not a dot product: autocast would round it to bf16.
+    return (losses * torch.tensor(weights, device=losses.device, dtype=losses.dtype)).sum()
 
 
 def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:

@@ -120,8 +120,7 @@ def _samples(
 ) -> tuple[list[Sample], int, int]:
     """Samples, how many lost the end of an answer, and how many lost all of it."""
     kept, cut, dropped = [], 0, 0
-    for whole in (sample for row in rows for sample in renderer.sample(row)):
-        sample = Sample(whole.input_ids, whole.trained)
+    for sample in (sample for row in rows for sample in renderer.sample(row)):
         short = Sample(sample.input_ids[:max_length], sample.trained[:max_length])
         lost = short.trained_tokens < sample.trained_tokens
         if short.trained_tokens == 0:

@@ -21,6 +21,8 @@ from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
 from tunesmith.errors import RunError, TrainingError, TunesmithError
 from tunesmith.language import t
+from tunesmith.models.adapter import AdapterInfo, save_adapter
+from tunesmith.models.plain import plain_lora
 from tunesmith.runs import Run
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Progress
@@ -41,8 +43,8 @@ from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from tunesmith.models.adapter import AdapterInfo
-
+# These begin by moving a part of the base's weights into the adapter.
+MOVES_THE_BASE = ("pissa", "olora")
 EVALUATIONS = 10  # a run, unless eval_every says otherwise
 
 
@@ -82,6 +84,8 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     yield planned
     with arithmetic(model):
         prove_packing(model.get_base_model(), samples)
+    if settings.init_lora in MOVES_THE_BASE:
+        save_adapter(model, run.initial, inputs.adapter_info)
     progress, notices = _resume(run, model, optimizer, settings)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
@@ -94,7 +98,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
 
 
 def _loop(
-    work: "_Work", run: Run, progress: Progress, info: "AdapterInfo"
+    work: "_Work", run: Run, progress: Progress, info: AdapterInfo
 ) -> Generator[Event, None, Progress]:
     """Step, evaluate, save, until the last step or until patience ends."""
     if progress.step == 0 and work.held_out:
@@ -195,7 +199,7 @@ class _Work:
             packed = pack(piece)
             with arithmetic(self.model):
                 loss = pack_loss(self.model, packed) / weight
-            loss.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(loss)
             total += float(loss.detach())
             unique += len(packed.tokens)
         return total, unique
@@ -272,9 +276,12 @@ def _compared(progress: Progress, loss: float) -> Progress:
 
 
 def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
-    with paths.new_folder(run.adapter) as folder:
-        source = checkpoint.best_adapter(run, progress)
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+    best = checkpoint.best_adapter(run, progress)
+    if run.initial.exists():
+        plain_lora(best, run.initial, run.adapter)
+    else:
+        with paths.new_folder(run.adapter) as folder:
+            shutil.copytree(best, folder, dirs_exist_ok=True)
     return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
 
 
