@@ -209,15 +209,18 @@ def open_pipeline(
     *,
     engine: EngineName = "auto",
     device: str = "auto",
+    all_cores: bool = False,
 ) -> Pipeline:
     """Load a model, with an adapter folder that passed `check_adapter` if one is given.
+
+    The rest is as in `open_engine`.
 
     Raises:
         ModelError: The tokenizer or the chat template is not usable.
         EngineError: The engine did not start.
     """
     # First the engine, because llama.cpp loads in its own process while we read the tokenizer.
-    started = open_engine(model, adapter, engine=engine, device=device)
+    started = open_engine(model, adapter, engine=engine, device=device, all_cores=all_cores)
     try:
         tokenizer = load_tokenizer(model)
         return Pipeline(started, tokenizer, Renderer(tokenizer))

@@ -5,26 +5,47 @@ node attends to its own tokens and those on its path from the root. A plain batc
 case in which nothing is shared.
 """
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
+from math import log
 
 # A node shorter than this costs more in attention calls than its tokens are worth.
 MIN_SHARED = 8
 
 
+Distribution = tuple[tuple[int, float], ...]
+"""Token ids with their probabilities."""
+
+
 @dataclass(frozen=True)
 class Sample:
-    """Token ids, and for each whether the model is trained to say it."""
+    """Token ids, and for each whether the model is trained to say it.
+
+    `soft` replaces what is to be said: a distribution for each trained token after the first
+    token, in order. Empty means the tokens themselves.
+    """
 
     input_ids: tuple[int, ...]
     trained: tuple[bool, ...]
+    soft: tuple[Distribution, ...] = ()
 
     @property
     def trained_tokens(self) -> int:
         """How many tokens carry loss; the first token has no context to be predicted from."""
         return sum(self.trained[1:])
+
+    @property
+    def entropy(self) -> float:
+        """Of the soft targets, in nats: the loss that no training can take away."""
+        return -sum(p * log(p) for what in self.soft for _, p in what if p > 0)
+
+    def said(self) -> list[tuple[int, Distribution]]:
+        """(position, what is to be said after it), where the model is trained."""
+        places = [place for place in range(1, len(self.input_ids)) if self.trained[place]]
+        said = self.soft or [((self.input_ids[place], 1.0),) for place in places]
+        return [(place - 1, what) for place, what in zip(places, said, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -46,8 +67,8 @@ class Pack:
 
     `tokens` and `positions` have length U, the number of unique tokens. `targets` are triples
     (index into tokens, id to be said next, weight): a token shared by n samples weighs n, and a
-    token where samples part has several targets. `real_tokens` counts the samples' tokens as if
-    nothing were shared.
+    token where samples part, or whose target is soft, has several targets. `real_tokens` counts
+    the samples' tokens as if nothing were shared.
     """
 
     tokens: tuple[int, ...]
@@ -74,7 +95,7 @@ def pack(samples: Sequence[Sample], *, share: bool = True) -> Pack:
     groups = [sorted(samples, key=_order)] if share else [[sample] for sample in samples]
     for group in groups:
         builder.grow(group, 0, ())
-    targets = tuple((index, target, float(n)) for (index, target), n in builder.targets.items())
+    targets = tuple((*place, weight) for place, weight in builder.targets.items())
     return Pack(
         tokens=tuple(builder.tokens),
         positions=tuple(builder.positions),
@@ -91,7 +112,7 @@ class _Builder:
         self.tokens: list[int] = []
         self.positions: list[int] = []
         self.segments: list[Segment] = []
-        self.targets: Counter[tuple[int, int]] = Counter()
+        self.targets: defaultdict[tuple[int, int], float] = defaultdict(float)
 
     def grow(self, group: list[Sample], depth: int, path: tuple[int, ...]) -> None:
         """Lay out what the sorted `group` holds beyond `depth`, below the segments in `path`."""
@@ -112,14 +133,14 @@ class _Builder:
         self.positions += range(depth, stop)
         self.segments.append(Segment(start, len(self.tokens), path))
         for sample in group:
-            last = min(stop, len(sample.input_ids) - 1)
-            for position in range(depth, last):
-                if sample.trained[position + 1]:
-                    self.targets[start + position - depth, sample.input_ids[position + 1]] += 1
+            for place, what in sample.said():
+                if depth <= place < stop:
+                    for token, weight in what:
+                        self.targets[start + place - depth, token] += weight
 
 
-def _order(sample: Sample) -> tuple[tuple[int, ...], tuple[bool, ...]]:
-    return sample.input_ids, sample.trained
+def _order(sample: Sample) -> tuple[object, ...]:
+    return sample.input_ids, sample.trained, sample.soft
 
 
 def _common_length(first: Sample, last: Sample) -> int:

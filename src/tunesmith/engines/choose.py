@@ -1,5 +1,6 @@
 """Which engine runs a model here."""
 
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +18,13 @@ def open_engine(
     *,
     engine: EngineName = "auto",
     device: str = "auto",
+    all_cores: bool = False,
 ) -> Engine:
     """Load `model`, and the adapter folder if given, in the engine asked for.
 
     "auto" is llama.cpp for a GGUF where there is no GPU, else transformers; an adapter that
-    llama.cpp has no form for, such as DoRA, goes to transformers too.
+    llama.cpp has no form for, such as DoRA, goes to transformers too. With `all_cores`, llama.cpp
+    leaves none free: faster for many questions at once, slow beside a busy neighbour.
 
     Raises:
         UsageError: llama.cpp is asked for and the model is not a GGUF.
@@ -37,7 +40,7 @@ def open_engine(
         from tunesmith.engines.llama_cpp import LlamaCppEngine
 
         try:
-            return LlamaCppEngine(model, adapter)
+            return LlamaCppEngine(model, adapter, threads=os.cpu_count() if all_cores else None)
         except ModelError:
             if engine == "llama.cpp":
                 raise

@@ -128,7 +128,7 @@ def compare(
     model = locate(run.settings.model)
     check_adapter(run.adapter, model)
     asked = _from_file(ask, _system(run)) if ask else _held_out(run, questions)
-    pipeline = open_pipeline(model, run.adapter, engine=engine, device=device)
+    pipeline = open_pipeline(model, run.adapter, engine=engine, device=device, all_cores=True)
     try:
         pairs = []
         for pair in _pairs(pipeline, asked, _identity(run)):

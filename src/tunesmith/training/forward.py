@@ -94,17 +94,28 @@ def pack_loss(model: "PreTrainedModel", packed: Pack) -> Tensor:
 
 def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:
     """Negative log likelihood of each target, in nats and their order; shape (T,)."""
+    log_probabilities = said_log_probabilities(model, packed)
+    rows = {index: row for row, index in enumerate(_said_at(packed))}
+    row = torch.tensor([rows[index] for index, _, _ in packed.targets], device=model.device)
+    target = torch.tensor([target for _, target, _ in packed.targets], device=model.device)
+    return -log_probabilities[row, target]
+
+
+def said_log_probabilities(model: "PreTrainedModel", packed: Pack) -> Tensor:
+    """Log probabilities of the next token wherever something is said; shape (rows, vocab_size).
+
+    A row for each token that has targets, in the order of the tokens.
+    """
     device = model.device
-    index, target, _ = zip(*packed.targets, strict=True)
-    logits = model(
+    logits: Tensor = model(
         input_ids=torch.tensor([packed.tokens], device=device),  # (1, U)
         position_ids=torch.tensor([packed.positions], device=device),  # (1, U)
-        logits_to_keep=torch.tensor(index, device=device),
+        logits_to_keep=torch.tensor(_said_at(packed), device=device),
         pack_attention=PackAttention(packed.segments),
         use_cache=False,
-    ).logits[0]  # (T, V)
-    exact = logits if logits.dtype == torch.float64 else logits.float()
-    return F.cross_entropy(exact, torch.tensor(target, device=device), reduction="none")
+    ).logits[0]
+    exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    return logits.log_softmax(-1, dtype=exact)
 
 
 def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
@@ -138,6 +149,10 @@ def register_attention() -> None:
     from transformers import AttentionInterface
 
     AttentionInterface.register(ATTENTION, packed_attention)
+
+
+def _said_at(packed: Pack) -> list[int]:
+    return sorted({index for index, _, _ in packed.targets})
 
 
 def _along(path: Sequence[int], parts: Sequence[Tensor], groups: int) -> Tensor:

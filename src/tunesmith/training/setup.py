@@ -100,11 +100,10 @@ def replay_samples(run: Run, inputs: Inputs) -> Generator[Replaying, None, list[
     if inputs.settings.replay == 0:
         return []
     if not run.replay.exists():
-        engine = open_engine(inputs.model, device=inputs.settings.device)
+        engine = open_engine(inputs.model, device=inputs.settings.device, all_cores=True)
         try:
-            systems = inputs.data.systems
             yield from make_replay(
-                engine, inputs.renderer, systems, inputs.settings.replay, run.replay
+                engine, inputs.renderer, inputs.data, inputs.settings.replay, run.replay
             )
         finally:
             engine.close()

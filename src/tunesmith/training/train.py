@@ -38,6 +38,7 @@ from tunesmith.training.events import (
 )
 from tunesmith.training.forward import pack_loss, prove_packing
 from tunesmith.training.lora import trainable
+from tunesmith.training.replay import soften
 from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_samples
 
 if TYPE_CHECKING:
@@ -75,8 +76,10 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
-    samples = [*inputs.data.train, *(yield from replay_samples(run, inputs))]
+    replay = yield from replay_samples(run, inputs)
     model = load(inputs)
+    with arithmetic(model):
+        samples = [*inputs.data.train, *soften(model, replay)]
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay
     )
@@ -189,12 +192,14 @@ class _Work:
     def _accumulate(self, samples: Sequence[Sample], micro_batch_size: int) -> tuple[float, int]:
         """Backward over the step in pieces; returns the mean loss and the unique tokens.
 
+        Of soft targets the loss is what lies above their own entropy: 0 where nothing moved.
+
         Each piece is weighted by the tokens of the whole step, so that pieces of any size give
         the same gradient.
         """
         self.model.train()
         weight = sum(sample.trained_tokens for sample in samples)
-        total, unique = 0.0, 0
+        total, unique = -sum(sample.entropy for sample in samples) / weight, 0
         for piece in _pieces(samples, micro_batch_size):
             packed = pack(piece)
             with arithmetic(self.model):
