@@ -82,19 +82,24 @@ def read_replay(file: Path) -> list[Sample]:
     return [_sample(tuple(row["input_ids"]), row["answer"]) for row in rows]
 
 
-def soften(model: "PreTrainedModel", samples: Sequence[Sample]) -> list[Sample]:
-    """The samples with the model's own distributions as targets; the model must be the base."""
+def soften(
+    model: "PreTrainedModel", samples: Sequence[Sample], likeliest: int = LIKELIEST
+) -> list[Sample]:
+    """The samples with the model's own distributions as targets; the model must be the base.
+
+    Of each distribution the `likeliest` tokens are kept, and their shares made to sum to 1.
+    """
     model.train(mode=False)
     with torch.no_grad():
         groups = (samples[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE))
-        return [sample for group in groups for sample in _softened(model, group)]
+        return [sample for group in groups for sample in _softened(model, group, likeliest)]
 
 
-def _softened(model: "PreTrainedModel", samples: Sequence[Sample]) -> Iterator[Sample]:
+def _softened(model: "PreTrainedModel", samples: Sequence[Sample], count: int) -> Iterator[Sample]:
     # Not shared: so the rows come in the order of the samples.
     log_probabilities = said_log_probabilities(model, pack(samples, share=False))
-    likeliest = log_probabilities.exp().topk(min(LIKELIEST, log_probabilities.shape[-1]))
-    shares = likeliest.values / likeliest.values.sum(-1, keepdim=True)  # (rows, LIKELIEST)
+    likeliest = log_probabilities.exp().topk(min(count, log_probabilities.shape[-1]))
+    shares = likeliest.values / likeliest.values.sum(-1, keepdim=True)  # (rows, count)
     rows = zip(likeliest.indices.tolist(), shares.tolist(), strict=True)
     for sample in samples:
         own = islice(rows, sample.trained_tokens)
