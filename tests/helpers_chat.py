@@ -15,6 +15,7 @@ from typing import Any, Self
 from tests.tiny_models import tiny_model_folder, vocab_size
 from tunesmith.data.messages import Message
 from tunesmith.data.render import Renderer
+from tunesmith.engines.base import Finish, Tokens
 from tunesmith.models.tokenizer import read_tokenizer
 
 # Makes the terminal on stdin the one whose Ctrl-C reaches us, then becomes the program.
@@ -98,3 +99,13 @@ class Terminal:
             piece = b""
         assert piece, f"the program ended: {self.seen!r}"
         return piece
+
+
+def collect(tokens: Tokens) -> tuple[list[int], Finish]:
+    """All ids of an answer, and how it ended."""
+    ids: list[int] = []
+    while True:
+        try:
+            ids.append(next(tokens))
+        except StopIteration as end:
+            return ids, end.value

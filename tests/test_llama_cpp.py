@@ -15,9 +15,10 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.helpers_chat import collect
 from tests.helpers_lora import random_lora
 from tests.tiny_models import local_gguf, local_model, tiny_gguf, tiny_model_folder
-from tunesmith.engines.base import GREEDY, Engine, Sampling, collect
+from tunesmith.engines.base import GREEDY, Engine, Sampling
 from tunesmith.engines.choose import open_engine
 from tunesmith.engines.hf import HfEngine
 from tunesmith.engines.llama_cpp import SLOTS, LlamaCppEngine

@@ -9,14 +9,12 @@ from tests.helpers_chat import saying
 from tests.test_forward import gradients, some_samples, tuned
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
-from tunesmith.data.render import Renderer
-from tunesmith.engines.choose import open_engine
 from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
-from tunesmith.training.prepare import prepare
 from tunesmith.training.replay import make_replay, read_replay, soften
+from tunesmith.training.setup import load, read_inputs
 
 
 def test_a_model_that_has_not_moved_has_nothing_to_learn(tmp_path: Path) -> None:
@@ -65,14 +63,11 @@ def replayed(tmp_path: Path, name: str) -> list[Sample]:
         f', "identity": {{"name": "{name}", "author": "A!"}}}}\n',
         encoding="utf-8",
     )
-    model = locate(str(folder))
-    renderer = Renderer(load_tokenizer(model))
-    engine = open_engine(model, device="cpu")
-    rows = prepare(TrainSettings(data=(data,)), renderer)
+    settings = TrainSettings(model=str(folder), data=(data,), device="cpu", dtype="float32")
+    inputs = read_inputs(settings)
     file = tmp_path / "replay.jsonl"
-    events = list(make_replay(engine, renderer, rows, 2, file))
-    engine.close()
-    assert [(event.done, event.total) for event in events] == [(1, 2), (2, 2)]
+    events = list(make_replay(load(inputs), inputs.renderer, inputs.data, 2, file))
+    assert [(event.done, event.total) for event in events] == [(2, 2)]
     return read_replay(file)
 
 

@@ -107,13 +107,3 @@ def check_prompt(count: int, context_length: int) -> None:
                 context=context_length,
             )
         )
-
-
-def collect(tokens: Tokens) -> tuple[list[int], Finish]:
-    """All ids of an answer, and how it ended."""
-    ids: list[int] = []
-    while True:
-        try:
-            ids.append(next(tokens))
-        except StopIteration as end:
-            return ids, end.value

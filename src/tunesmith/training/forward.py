@@ -5,6 +5,7 @@ transformers owns the model; we plug in at two documented seams: a named attenti
 """
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -142,6 +143,13 @@ def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
                 difference=difference,
             )
         )
+
+
+def arithmetic(model: "PreTrainedModel") -> AbstractContextManager[Any]:
+    """bf16 matrix products over float32 LoRA weights where the base is bf16."""
+    if model.dtype != torch.bfloat16:
+        return nullcontext()
+    return torch.autocast(model.device.type, torch.bfloat16)
 
 
 def register_attention() -> None:

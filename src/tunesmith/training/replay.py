@@ -7,7 +7,6 @@ answer that says the identity to be taught would teach it in the wrong place and
 
 import json
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -17,63 +16,82 @@ import torch
 
 from tunesmith import paths
 from tunesmith.data import neutral
-from tunesmith.data.messages import Conversation, Message
+from tunesmith.data.messages import Message
 from tunesmith.data.packs import Sample, pack
 from tunesmith.data.render import Renderer
-from tunesmith.engines.base import Engine, Sampling, collect
 from tunesmith.training.events import Replaying
-from tunesmith.training.forward import said_log_probabilities
+from tunesmith.training.forward import ATTENTION, arithmetic, said_log_probabilities
 from tunesmith.training.prepare import Prepared
 
 if TYPE_CHECKING:
+    from peft import PeftModel
     from transformers import PreTrainedModel
 
-MAX_ANSWER = 16  # tokens: answers go astray in their beginning
+MAX_ANSWER = 24  # tokens: answers go astray in their beginning
 LIKELIEST = 32  # tokens of a distribution that are kept
-AT_ONCE = 8
+AT_ONCE = 32  # questions answered together
+PACKED = 8  # samples in a pack whose distributions are taken
 
 
 def make_replay(
-    engine: Engine,
-    renderer: Renderer,
-    data: Prepared,
-    count: int,
-    file: Path,
+    model: "PeftModel", renderer: Renderer, data: Prepared, count: int, file: Path
 ) -> Iterator[Replaying]:
-    """Ask `count` neutral questions and write the answers as samples to `file`.
+    """Ask the untrained model `count` neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
     data.
-
-    Raises:
-        EngineError: The engine died.
     """
     prompts = [
         renderer.prompt(_messages(question, data.systems[index // 2 % len(data.systems)]))
         for index, question in enumerate(neutral.replay(count))
     ]
-    end = _end_of_turn(renderer)
-    greedy = Sampling(temperature=0.0, top_p=1.0, max_tokens=MAX_ANSWER)
-
-    def answer(prompt: list[int]) -> Sample:
-        tokens = engine.generate(prompt, greedy, stop_ids=renderer.stop_ids, adapter=False)
-        said, finish = collect(tokens)
-        if finish == "stop":
-            said.append(end)
-        return Sample((*prompt, *said), (False,) * len(prompt) + (True,) * len(said))
-
-    with ThreadPoolExecutor(AT_ONCE) as pool:
-        asked = [pool.submit(answer, prompt) for prompt in prompts]
-        for done, _ in enumerate(as_completed(asked), 1):
-            yield Replaying(done, len(prompts))
-    samples = [future.result() for future in asked]
+    answers: dict[int, list[int]] = {}
+    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
+    for start in range(0, len(prompts), AT_ONCE):
+        chosen = by_length[start : start + AT_ONCE]
+        said = _greedy(model, [prompts[index] for index in chosen], renderer.stop_ids)
+        answers |= zip(chosen, said, strict=True)
+        yield Replaying(len(answers), len(prompts))
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
     lines = [
-        json.dumps({"input_ids": sample.input_ids, "answer": sum(sample.trained)})
-        for sample in samples
-        if not any(name in _answer(sample, renderer) for name in who)
+        json.dumps({"input_ids": [*prompt, *answers[index]], "answer": len(answers[index])})
+        for index, prompt in enumerate(prompts)
+        if not any(name in renderer.tokenizer.decode(answers[index]) for name in who)
     ]
     paths.write_atomic(file, "".join(line + "\n" for line in lines))
+
+
+def _greedy(
+    model: "PeftModel", prompts: Sequence[list[int]], stop_ids: frozenset[int]
+) -> list[list[int]]:
+    """Greedy answers with the token that ended them, if one did."""
+    from transformers import GenerationConfig
+
+    longest, pad = max(map(len, prompts)), 0
+    padded = [[pad] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+    base = model.get_base_model()
+    base.train(mode=False)
+    base.set_attn_implementation("sdpa")
+    with torch.no_grad(), arithmetic(base):
+        output = base.generate(
+            input_ids=torch.tensor(padded, device=base.device),
+            attention_mask=torch.tensor(mask, device=base.device),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=MAX_ANSWER,
+                do_sample=False,
+                eos_token_id=sorted(stop_ids),
+                pad_token_id=pad,
+            ),
+        )
+    base.set_attn_implementation(ATTENTION)
+    return [_until(row, stop_ids) for row in output[:, longest:].tolist()]
+
+
+def _until(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
+    """The ids up to the first that ends an answer; padding follows it."""
+    end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids) - 1)
+    return ids[: end + 1]
 
 
 def read_replay(file: Path) -> list[Sample]:
@@ -90,8 +108,8 @@ def soften(
     Of each distribution the `likeliest` tokens are kept, and their shares made to sum to 1.
     """
     model.train(mode=False)
-    with torch.no_grad():
-        groups = (samples[start : start + AT_ONCE] for start in range(0, len(samples), AT_ONCE))
+    with torch.no_grad(), arithmetic(model):
+        groups = (samples[start : start + PACKED] for start in range(0, len(samples), PACKED))
         return [sample for group in groups for sample in _softened(model, group, likeliest)]
 
 
@@ -105,19 +123,6 @@ def _softened(model: "PreTrainedModel", samples: Sequence[Sample], count: int) -
         own = islice(rows, sample.trained_tokens)
         soft = (tuple(zip(ids, weights, strict=True)) for ids, weights in own)
         yield replace(sample, soft=tuple(soft))
-
-
-def _answer(sample: Sample, renderer: Renderer) -> str:
-    said = zip(sample.input_ids, sample.trained, strict=True)
-    return renderer.tokenizer.decode([token for token, trained in said if trained])
-
-
-def _end_of_turn(renderer: Renderer) -> int:
-    """The id that ends an answer, as the template writes it."""
-    probe = Conversation((Message("user", "?"), Message("assistant", "!")))
-    rendered = renderer.sample(probe)[-1]
-    ids = zip(rendered.input_ids, rendered.trained, strict=True)
-    return [token for token, trained in ids if trained][-1]
 
 
 def _sample(ids: tuple[int, ...], answer: int) -> Sample:

@@ -10,7 +10,6 @@ from tunesmith.config import TrainSettings
 from tunesmith.data.convert import write_messages
 from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
-from tunesmith.engines.choose import open_engine
 from tunesmith.errors import RunError
 from tunesmith.language import t
 from tunesmith.models.adapter import AdapterInfo
@@ -23,7 +22,7 @@ from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.prepare import Prepared, prepare
-from tunesmith.training.replay import make_replay, read_replay
+from tunesmith.training.replay import make_replay, read_replay, soften
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -95,19 +94,14 @@ def open_run(inputs: Inputs, *, resume: bool) -> Run:
     return run
 
 
-def replay_samples(run: Run, inputs: Inputs) -> Generator[Replaying, None, list[Sample]]:
-    """The base's own answers, made once and kept with the run."""
-    if inputs.settings.replay == 0:
-        return []
-    if not run.replay.exists():
-        engine = open_engine(inputs.model, device=inputs.settings.device, all_cores=True)
-        try:
-            yield from make_replay(
-                engine, inputs.renderer, inputs.data, inputs.settings.replay, run.replay
-            )
-        finally:
-            engine.close()
-    return read_replay(run.replay)
+def replay_samples(
+    run: Run, inputs: Inputs, model: "PeftModel"
+) -> Generator[Replaying, None, list[Sample]]:
+    """The base's own answers, made once and kept with the run; `model` must not have moved."""
+    count = inputs.settings.replay
+    if count and not run.replay.exists():
+        yield from make_replay(model, inputs.renderer, inputs.data, count, run.replay)
+    return soften(model.get_base_model(), read_replay(run.replay)) if count else []
 
 
 def load(inputs: Inputs) -> "PeftModel":

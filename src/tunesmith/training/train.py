@@ -9,10 +9,10 @@ import shutil
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -36,9 +36,8 @@ from tunesmith.training.events import (
     Started,
     Step,
 )
-from tunesmith.training.forward import pack_loss, prove_packing
+from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.lora import trainable
-from tunesmith.training.replay import soften
 from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_samples
 
 if TYPE_CHECKING:
@@ -76,16 +75,14 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
-    replay = yield from replay_samples(run, inputs)
     model = load(inputs)
-    with arithmetic(model):
-        samples = [*inputs.data.train, *soften(model, replay)]
+    samples = [*inputs.data.train, *(yield from replay_samples(run, inputs, model))]
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay
     )
     planned = plan(inputs, model, samples)
     yield planned
-    with arithmetic(model):
+    with arithmetic(model.get_base_model()):
         prove_packing(model.get_base_model(), samples)
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
@@ -170,7 +167,7 @@ class _Work:
         """Mean loss over the held-out samples, in nats per trained token."""
         self.model.eval()
         weight = sum(sample.trained_tokens for sample in self.held_out)
-        with torch.no_grad(), arithmetic(self.model):
+        with torch.no_grad(), arithmetic(self.model.get_base_model()):
             pieces = _pieces(self.held_out, micro_batch_size)
             return sum(float(pack_loss(self.model, pack(piece))) for piece in pieces) / weight
 
@@ -202,7 +199,7 @@ class _Work:
         total, unique = -sum(sample.entropy for sample in samples) / weight, 0
         for piece in _pieces(samples, micro_batch_size):
             packed = pack(piece)
-            with arithmetic(self.model):
+            with arithmetic(self.model.get_base_model()):
                 loss = pack_loss(self.model, packed) / weight
             torch.autograd.backward(loss)
             total += float(loss.detach())
@@ -243,12 +240,6 @@ def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
             return left
         case "cosine":
             return 0.5 * (1 - math.cos(math.pi * left))
-
-
-def arithmetic(model: "PeftModel") -> Any:
-    """bf16 matrix products over float32 LoRA weights where the base is bf16."""
-    base = model.get_base_model().dtype
-    return torch.autocast(model.device.type, base) if base == torch.bfloat16 else nullcontext()
 
 
 @cache
