@@ -3,7 +3,7 @@
 runs/NAME/
   config.toml      the settings, loadable as a recipe
   data.json        fingerprints and counts of what was trained on
-  replay.jsonl     the base model's own answers that were mixed in
+  replay.safetensors  the base model's own answers that were mixed in
   held_out.jsonl   rows kept from training
   metrics.jsonl    one event a line
   adapter/         what PEFT loads, and tunesmith.json
@@ -64,7 +64,7 @@ class Run:
     @property
     def replay(self) -> Path:
         """The base model's own answers that are mixed in."""
-        return self.path / "replay.jsonl"
+        return self.path / "replay.safetensors"
 
     @property
     def held_out(self) -> Path:

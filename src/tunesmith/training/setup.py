@@ -22,7 +22,7 @@ from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.prepare import Prepared, prepare
-from tunesmith.training.replay import make_replay, read_replay, soften
+from tunesmith.training.replay import make_replay, read_replay
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -101,7 +101,7 @@ def replay_samples(
     count = inputs.settings.replay
     if count and not run.replay.exists():
         yield from make_replay(model, inputs.renderer, inputs.data, count, run.replay)
-    return soften(model.get_base_model(), read_replay(run.replay)) if count else []
+    return read_replay(run.replay) if count else []
 
 
 def load(inputs: Inputs) -> "PeftModel":
