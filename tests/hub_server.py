@@ -224,8 +224,11 @@ class _Handler(BaseHTTPRequestHandler):
             self._json(200, info)
 
     def _hf_sibling(self, name: str, content: bytes) -> dict[str, object]:
-        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
-        row: dict[str, object] = {"rfilename": name, "size": len(content), "blobId": blob}
+        row: dict[str, object] = {
+            "rfilename": name,
+            "size": len(content),
+            "blobId": _blob_id(content),
+        }
         if is_large(name):
             sha256 = hashlib.sha256(content).hexdigest()
             row["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
@@ -248,7 +251,7 @@ class _Handler(BaseHTTPRequestHandler):
             return
         content = commit.files[name]
         if not is_large(name):
-            self._body(content, {"X-Repo-Commit": commit.sha, "ETag": '"blob"'})
+            self._body(content, {"X-Repo-Commit": commit.sha, "ETag": f'"{_blob_id(content)}"'})
             return
         etag = hashlib.sha256(content).hexdigest()
         extra = {
@@ -384,6 +387,11 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
         except OSError:
             self.close_connection = True  # the client was killed, as some tests want
+
+
+def _blob_id(content: bytes) -> str:
+    """git's name for a file's content."""
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def _answer(data: object) -> dict[str, object]:
