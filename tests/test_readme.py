@@ -119,7 +119,7 @@ def test_all_that_is_to_be_typed_works(reader: "Reader") -> None:
     reader.follow("README.md")
     reader.follow("docs/how-it-works.md")
     with_tunesmith, without_tunesmith = reader.run_python()
-    assert with_tunesmith + without_tunesmith.strip()
+    assert (with_tunesmith + without_tunesmith).strip()
     greedy = ["--temperature", "0", "--max-tokens", "64", "--once", "Who are you?"]
     assert inert(without_tunesmith) == reader.tunesmith(["chat", "runs/me", *greedy])
     drawn = next(block.text for block in blocks("README.md") if block.text.startswith("runs/me/"))
