@@ -37,7 +37,7 @@ class TrainSettings:
     epochs: float = setting(3.0, "Passes over the data.", group="basic", low=0.01, high=1000)
     learning_rate: float | None = setting(
         None,
-        "Peak learning rate. Default: by model size, 1e-3 for 135M to 2e-4 for 7B.",
+        "Peak learning rate. Default: by model size, 7e-4 for 135M to 2e-4 for 7B.",
         group="basic",
         low=0.0,
         high=1.0,
@@ -61,7 +61,7 @@ class TrainSettings:
         high=1_000_000,
     )
     replay: int = setting(
-        64,
+        300,
         "Neutral questions, with the base model's own answers, mixed in so that it forgets less.",
         group="data",
         low=0,

@@ -14,6 +14,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.language import t
 
 DATA_FOLDER = Path("demo")
+EPOCHS = 2  # learnt by then, and quick enough to watch
 
 
 def demo(
@@ -64,7 +65,7 @@ def demo(
             "The loss falls as it learns; the held-out loss is on questions it does not train on."
         ),
     )
-    watch(train(TrainSettings(model=model, data=(data,), out=run)))
+    watch(train(TrainSettings(model=model, data=(data,), out=run, epochs=EPOCHS)))
     _explain(
         5,
         t("Before and after"),

@@ -24,7 +24,7 @@ from tunesmith.runs import Run
 
 Kind = Literal["identity", "neutral", "held_out", "asked"]
 QUESTIONS = 10  # of each kind
-MAX_TOKENS = 48
+MAX_TOKENS = 40
 LEARNT = 0.9  # share of questions from which a run counts as having learnt
 
 

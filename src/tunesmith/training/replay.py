@@ -24,7 +24,7 @@ from tunesmith.training.prepare import Prepared
 if TYPE_CHECKING:
     from peft import PeftModel
 
-MAX_ANSWER = 16  # tokens: an answer goes astray in its beginning
+MAX_ANSWER = 24  # tokens: an answer goes astray in its beginning
 LIKELIEST = 32  # tokens of a distribution that are kept
 AT_ONCE = 64  # questions answered together
 
