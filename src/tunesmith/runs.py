@@ -1,13 +1,14 @@
 """Run folders. This module alone knows their layout and writes into them.
 
 runs/NAME/
-  config.toml      the settings, loadable as a recipe
-  data.json        fingerprints and counts of what was trained on
+  config.toml         the settings, loadable as a recipe
+  data.json           fingerprints and counts of what was trained on
   replay.safetensors  the base model's own answers that were mixed in
-  held_out.jsonl   rows kept from training
-  metrics.jsonl    one event a line
-  adapter/         what PEFT loads, and tunesmith.json
-  checkpoints/     step-000040/ …, each with a manifest.json written last
+  held_out.jsonl      rows kept from training
+  metrics.jsonl       one event a line
+  initial/            the adapter before the first step (PiSSA and OLoRA only)
+  adapter/            what PEFT loads, and tunesmith.json
+  checkpoints/        step-000040/ …, each with a manifest.json written last
 """
 
 import fcntl

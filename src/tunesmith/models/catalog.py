@@ -56,7 +56,7 @@ class Entry:
     def tune_memory(self) -> int:
         """Least bytes to tune with LoRA: bf16 weights, a quarter for activations and LoRA, 1 GiB.
 
-        Small batches with recomputation reach this; `tunesmith plan` forecasts a given run.
+        Small batches with recomputation reach this.
         """
         return int(1.25 * 2 * self.parameters + GIB)
 
