@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from tests.tiny_models import tiny_model_folder
 from tunesmith import runs
@@ -204,6 +205,28 @@ def test_pieces_of_any_size_train_alike(settings: TrainSettings, tmp_path: Path)
         losses.append([event.loss for event in events if isinstance(event, Step)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] == pytest.approx(losses[2], rel=1e-6)
+
+
+@pytest.mark.parametrize("init", ["default", "orthogonal", "pissa", "olora"])
+def test_the_adapter_on_the_untouched_base_is_what_was_measured(
+    init: Any, settings: TrainSettings
+) -> None:
+    """PiSSA and OLoRA move weights of the base; what is handed over must not need them moved."""
+    from tunesmith.data.packs import pack
+    from tunesmith.models.adapter import load_adapter
+    from tunesmith.models.weights import load_model
+    from tunesmith.training.forward import ATTENTION, pack_loss
+    from tunesmith.training.setup import read_inputs
+
+    *_, finished = train(replace(settings, init_lora=init))
+    assert isinstance(finished, Finished)
+    inputs = read_inputs(settings)
+    base = load_model(inputs.model, dtype=torch.float32, attention=ATTENTION)
+    model = load_adapter(base, finished.adapter)
+    held_out = inputs.data.held_out
+    with torch.no_grad():
+        loss = float(pack_loss(model, pack(held_out))) / sum(s.trained_tokens for s in held_out)
+    assert loss == pytest.approx(finished.loss, rel=1e-4)
 
 
 def test_early_stop_keeps_the_best(settings: TrainSettings) -> None:
