@@ -152,7 +152,7 @@ def test_a_group_alone_shows_its_commands(cli: Cli) -> None:
         ("data check", "tunesmith data check FILE…"),
         ("data convert x.json -o y.jsonl --holdout 1.5", "--holdout 1.5 is out of range"),
         ("data preview x.json --model m --rows 0", "--rows 0 is out of range; allowed: 1 …"),
-        ("chat --temperature -1", "--temperature -1.0 is out of range; allowed: 0 … 10."),
+        ("chat --temperature -1", "--temperature -1.0 is out of range; allowed: 0 … 2."),
         ("chat --top-p nan", "--top-p nan is out of range"),
         ("chat --max-tokens 0", "--max-tokens 0 is out of range"),
         ("data check gone.jsonl", "gone.jsonl does not exist"),

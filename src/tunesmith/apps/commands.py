@@ -51,13 +51,16 @@ def pull(
     """Download the model, with a bar."""
     from tunesmith.apps.terminal import show_pull
     from tunesmith.models.hub import pull as events_of
+    from tunesmith.models.tokenizer import load_tokenizer
 
     try:
-        show_pull(events_of(model, source=source, update=update))
+        arrived = show_pull(events_of(model, source=source, update=update))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             t("the download was stopped; the same command goes on where it was.")
         ) from None
+    if arrived.is_gguf:
+        load_tokenizer(arrived)  # converted once, here, so that the first chat need not wait
     print(t("Next: tunesmith chat {model}", model=model))
 
 
@@ -130,7 +133,7 @@ def chat(
     from tunesmith.chat import open_chat
     from tunesmith.engines.base import Sampling
 
-    require_range("--temperature", temperature, 0, 10)
+    require_range("--temperature", temperature, 0, 2)
     require_range("--top-p", top_p, 0, 1)
     require_range("--max-tokens", max_tokens, 1)
     require_range("--seed", seed, 0)

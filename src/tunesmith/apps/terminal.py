@@ -33,6 +33,7 @@ from tunesmith.training.events import (
 if TYPE_CHECKING:
     from tunesmith.data.preview import Span
     from tunesmith.models.hub import Chosen, PullEvent
+    from tunesmith.models.store import LocalModel
 
 PLAIN_WIDTH = 120
 SECONDS_BETWEEN_LINES = 2.0
@@ -97,8 +98,8 @@ def sample_text(spans: "Iterable[Span]", max_length: int | None, screen: Console
     return text
 
 
-def show_pull(events: "Iterable[PullEvent]") -> None:
-    """Draw a download: where from, how much, a bar, and where it lies."""
+def show_pull(events: "Iterable[PullEvent]") -> "LocalModel":
+    """Draw a download: where from, how much, a bar, and where it lies; returns what arrived."""
     from tunesmith.models.fetch import Progress as Fetched
     from tunesmith.models.hub import Chosen, Notice, Ready
 
@@ -116,12 +117,13 @@ def show_pull(events: "Iterable[PullEvent]") -> None:
                     counter = counter or Counter(screen, t("download"), event.total)
                     counter.show(event.done, meter.figures(event.done, event.total))
                 case Ready():
-                    screen.print(
-                        t("{name} is here: {path}", name=event.model.name, path=event.model.path)
-                    )
+                    model = event.model
+                    screen.print(t("{name} is here: {path}", name=model.name, path=model.path))
+                    return model
     finally:
         if counter is not None:
             counter.close()
+    raise AssertionError("a pull ends with Ready or an error")
 
 
 def _chosen(event: "Chosen") -> str:
