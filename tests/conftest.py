@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers_data import Save
 from tests.hub_server import HubServer, running_hub
 from tunesmith.models.store import LocalModel
 
@@ -35,3 +36,15 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     """A local hub that both real hub clients of this process talk to."""
     with running_hub(monkeypatch) as server:
         yield server
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    """Writes a file of this name and content into the test's folder."""
+
+    def write(name: str, content: str | bytes) -> Path:
+        path = tmp_path / name
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return path
+
+    return write

@@ -1,6 +1,7 @@
 """Reading what a test wrote."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,8 @@ from tunesmith.data.messages import Conversation
 from tunesmith.data.sources import read
 
 ROW = {"instruction": "问", "input": "", "output": "答"}
+
+Save = Callable[[str, str | bytes], Path]
 
 
 def conversations(*files: Path) -> list[Conversation]:

@@ -1,12 +1,11 @@
 """Rows of every accepted form become the same conversations; others are named with a fix."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from tests.helpers_data import conversations, findings, jsonl, turns
+from tests.helpers_data import Save, conversations, findings, jsonl, turns
 from tunesmith.data.findings import Finding
 from tunesmith.data.messages import Identity, Message
 from tunesmith.data.sources import read
@@ -18,19 +17,6 @@ EXAMPLES = Path(__file__).parent.parent / "examples" / "data"
 @pytest.fixture(autouse=True)
 def english() -> None:
     set_language("en")
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
-Save = Callable[[str, str | bytes], Path]
 
 
 def test_alpaca_with_system_and_history(save: Save) -> None:

@@ -3,7 +3,6 @@
 import csv
 import io
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from tests.helpers_data import ROW, conversations, findings, jsonl, lines, parquet, turns
+from tests.helpers_data import ROW, Save, conversations, findings, jsonl, lines, parquet, turns
 from tunesmith.data.convert import as_row, write_messages
 from tunesmith.data.findings import Finding
 from tunesmith.data.json_rows import MAX_ROW_BYTES
@@ -24,19 +23,6 @@ from tunesmith.language import set_language
 @pytest.fixture(autouse=True)
 def english() -> None:
     set_language("en")
-
-
-@pytest.fixture
-def save(tmp_path: Path) -> Callable[[str, str | bytes], Path]:
-    def write(name: str, content: str | bytes) -> Path:
-        path = tmp_path / name
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
-        return path
-
-    return write
-
-
-Save = Callable[[str, str | bytes], Path]
 
 
 def test_one_row_in_every_format_is_the_same_conversation(save: Save, tmp_path: Path) -> None:
