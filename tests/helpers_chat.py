@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+import psutil
+
 from tests.tiny_models import tiny_model_folder, vocab_size
 from tunesmith.data.messages import Message
 from tunesmith.data.render import Renderer
@@ -81,6 +83,14 @@ class Terminal:
     def type(self, text: str) -> None:
         """Press these keys."""
         os.write(self._ours, text.encode())
+
+    def press_at_prompt(self, key: str) -> None:
+        """Wait for the prompt and until it is being listened to, then press the key."""
+        self.until("> ")
+        program = psutil.Process(self.process.pid)
+        while program.status() != psutil.STATUS_SLEEPING:
+            time.sleep(0.01)
+        self.type(key)
 
     def until(self, text: str, seconds: float = 60) -> str:
         """What is shown up to `text`; what follows stays for the next call."""

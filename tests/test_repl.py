@@ -47,10 +47,9 @@ def test_ctrl_c_stops_the_answer_and_the_next_question_works(
         terminal.until("> ")
         terminal.type(f"/save {file}\n")
         terminal.until("Saved to")
-        terminal.until("> ")
-        terminal.type("\x03")
+        terminal.press_at_prompt("\x03")
         terminal.until("Ctrl-C once more")
-        terminal.type("\x03")
+        terminal.press_at_prompt("\x03")
         assert terminal.process.wait(10) == 0
     (row,) = conversations(file)
     assert [message.role for message in row.messages] == ["user", "assistant"] * 2
@@ -99,8 +98,7 @@ def test_chinese_and_ctrl_d(smollm2: LocalModel) -> None:
     words = [TUNESMITH, "--lang", "zh", "chat", str(smollm2.path)]
     with Terminal(words) as terminal:
         terminal.until("有什么可以帮您的？")
-        terminal.until("> ")
-        terminal.type("\x04")
+        terminal.press_at_prompt("\x04")
         assert terminal.process.wait(10) == 0
 
 
