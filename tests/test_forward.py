@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft.tuners.lora.layer import Linear
 from torch.nn.functional import cross_entropy
 
 from tests.tiny_models import ARCHITECTURES, tiny_model_folder, vocab_size
@@ -13,6 +14,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
 from tunesmith.errors import TrainingError
 from tunesmith.training.forward import ATTENTION, pack_loss, prove_packing, register_attention
+from tunesmith.training.fused import FusedLinear
 from tunesmith.training.lora import add_lora, trainable
 from tunesmith.training.setup import recompute_activations
 
@@ -40,7 +42,7 @@ def some_samples(count: int = 16) -> list[Sample]:
     return [*found, found[0]]
 
 
-def tuned(path: Path, arch: str, **over: Any) -> Any:
+def tuned(path: Path, arch: str, settings: TrainSettings | None = None, **over: Any) -> Any:
     """A tiny float64 model with LoRA whose B matrices are not zero."""
     from transformers import AutoModelForCausalLM
 
@@ -48,7 +50,7 @@ def tuned(path: Path, arch: str, **over: Any) -> Any:
     folder = tiny_model_folder(path / arch, arch, dtype="float64", **over)
     auto: Any = AutoModelForCausalLM
     base = auto.from_pretrained(folder, dtype=torch.float64, attn_implementation=ATTENTION)
-    model = add_lora(base, TrainSettings(lora_r=4))
+    model = add_lora(base, settings or TrainSettings(lora_r=4))
     generator = torch.Generator().manual_seed(1)
     for name, weight in trainable(model).items():
         if "lora_B" in name:
@@ -65,8 +67,12 @@ def gradients(model: Any) -> Gradients:
 
 
 def alone(model: Any, samples: list[Sample]) -> Gradients:
-    """The reference: each sample through the model's own attention and logits."""
+    """The reference: each sample through the model's own attention and logits, and PEFT's LoRA."""
     plain = copy.deepcopy(model)
+    fused = [module for module in plain.modules() if type(module) is FusedLinear]
+    assert fused
+    for module in fused:
+        module.__class__ = Linear
     capped = getattr(plain.config, "attn_logit_softcapping", None)
     plain.get_base_model().set_attn_implementation("eager" if capped else "sdpa")
     weight = sum(sample.trained_tokens for sample in samples)
@@ -110,6 +116,33 @@ def test_a_sliding_window_reaches_across_segments(arch: str, tmp_path: Path) -> 
     model, samples = tuned(tmp_path, arch, sliding_window=10), some_samples(6)
     expected = alone(model, samples)
     assert_equal(in_packs(model, samples, 6), expected)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TrainSettings(lora_r=4, use_dora=True),
+        TrainSettings(lora_r=4, lora_dropout=0.5),
+    ],
+)
+def test_what_is_no_plain_lora_keeps_pefts_forward(settings: TrainSettings, tmp_path: Path) -> None:
+    model = tuned(tmp_path, "llama", settings)
+    assert not any(type(module) is FusedLinear for module in model.modules())
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        TrainSettings(lora_r=4, use_rslora=True),
+        TrainSettings(lora_r=4, lora_alpha=3, lora_targets=("q_proj", "down_proj")),
+        TrainSettings(lora_r=4, init_lora="orthogonal"),
+    ],
+)
+def test_scales_targets_and_initialisations_are_fused(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    model, samples = tuned(tmp_path, "qwen2", settings), some_samples(4)
+    assert_equal(in_packs(model, samples, 4), alone(model, samples))
 
 
 def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:

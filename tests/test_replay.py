@@ -10,23 +10,23 @@ import torch
 from tests.helpers_chat import saying
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
-from tunesmith.data.packs import Sample, pack
+from tunesmith.data.packs import Distribution, pack
 from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
-from tunesmith.training.replay import make_replay, read_replay
+from tunesmith.training.replay import Replayed, make_replay, read_replay
 from tunesmith.training.setup import load, read_inputs
 
 
-def rows_file(folder: Path, name: str = "Anvil") -> Path:
+def rows_file(folder: Path, name: str = "Anvil", system: str | None = None) -> Path:
     """One row of an assistant called `name`."""
-    row = {
-        "messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}],
-        "identity": {"name": name, "author": "A!"},
-    }
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    if system is not None:
+        turns.insert(0, {"role": "system", "content": system})
     file = folder / "rows.jsonl"
-    file.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    row = {"messages": turns, "identity": {"name": name, "author": "A!"}}
+    file.write_text(json.dumps(row, ensure_ascii=False) + "\n", encoding="utf-8")
     return file
 
 
@@ -39,9 +39,10 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(tmp_path: Path, home: P
     model, file = load(inputs), tmp_path / "replay.safetensors"
     for _ in make_replay(model, inputs.renderer, inputs.data, 8, file, likeliest=100_000):
         pass
-    soft = read_replay(file)
+    pairs = read_replay(file)
+    assert len(pairs) == 8
+    soft = [sample for pair in pairs for sample in pair]
     loss, floor = pack_loss(model, pack(soft)), sum(sample.entropy for sample in soft)
-    assert len(soft) == 8
     assert float(loss.detach()) == pytest.approx(floor, rel=1e-6)
     torch.autograd.backward(loss)
     still = gradients_norm(model)
@@ -55,14 +56,41 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(tmp_path: Path, home: P
 def test_soft_targets_are_the_likeliest_tokens_with_shares_of_one(
     tmp_path: Path, home: Path
 ) -> None:
-    for sample in replayed(tmp_path, "Anvil"):
-        assert len(sample.soft) == sample.trained_tokens
-        for (place, what), said in zip(
-            sample.said(), sample.input_ids[-sample.trained_tokens :], strict=True
-        ):
-            assert what[0][0] == said == sample.input_ids[place + 1]
-            assert len(what) == 32
-            assert sum(share for _, share in what) == pytest.approx(1)
+    for answer, opening in replayed(tmp_path, "Anvil"):
+        for sample in (answer, opening):
+            assert len(sample.soft) == sample.trained_tokens
+            assert all(len(what) == 32 for what in sample.soft)
+            assert all(sum(share for _, share in what) == pytest.approx(1) for what in sample.soft)
+        for place, what in answer.said():
+            assert what[0][0] == answer.input_ids[place + 1]
+
+
+def test_an_answer_of_the_data_is_begun_after_each_question(tmp_path: Path, home: Path) -> None:
+    tokenizer = load_tokenizer(locate(str(saying(tmp_path / "model", "I am small."))))
+    begun = tokenizer.encode("Me<|im_end|>")
+    for answer, opening in replayed(tmp_path, "Anvil"):
+        prompt = answer.input_ids[: -answer.trained_tokens]
+        assert opening.input_ids == (*prompt, *begun)
+        assert opening.soft[0] == answer.soft[0]
+
+
+def test_the_base_does_not_hear_what_the_system_prompt_calls_it(tmp_path: Path, home: Path) -> None:
+    folder = tiny_model_folder(tmp_path / "model", dtype="float64")
+
+    def soft(system: str) -> list[tuple[Distribution, ...]]:
+        data = (rows_file(tmp_path, system=system),)
+        settings = TrainSettings(model=str(folder), data=data, device="cpu", dtype="float64")
+        inputs, file = read_inputs(settings), tmp_path / "replay.safetensors"
+        for _ in make_replay(load(inputs), inputs.renderer, inputs.data, 2, file):
+            pass
+        samples = [sample for pair in read_replay(file) for sample in pair]
+        for sample in samples:
+            assert system in inputs.tokenizer.decode(sample.input_ids)
+        return [sample.soft for sample in samples]
+
+    quiet = soft("Be kind.")
+    assert soft("Be kind. You are Anvil! 你叫Anvil。") == quiet
+    assert soft("Be kind. You are Hammer!") != quiet
 
 
 def gradients_norm(model: torch.nn.Module) -> float:
@@ -71,7 +99,7 @@ def gradients_norm(model: torch.nn.Module) -> float:
     return float(norm**0.5)
 
 
-def replayed(tmp_path: Path, name: str) -> list[Sample]:
+def replayed(tmp_path: Path, name: str) -> list[Replayed]:
     """Two questions put to a model that always says "I am small.", by a run that teaches `name`."""
     folder = saying(tmp_path / "model", "I am small.")
     settings = TrainSettings(
@@ -85,10 +113,10 @@ def replayed(tmp_path: Path, name: str) -> list[Sample]:
 
 
 def test_the_base_answers_neutral_questions_to_the_end(tmp_path: Path, home: Path) -> None:
-    samples = replayed(tmp_path, "Anvil")
-    assert len(samples) == 2
+    pairs = replayed(tmp_path, "Anvil")
+    assert len(pairs) == 2
     tokenizer = load_tokenizer(locate(str(tmp_path / "model")))
-    for sample in samples:
+    for sample, _ in pairs:
         said = sample.input_ids[len(sample.input_ids) - sample.trained_tokens :]
         assert tokenizer.decode(said, skip_special=False) == "I am small.<|im_end|>"
 

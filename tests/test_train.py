@@ -119,8 +119,8 @@ print(out[0, {len(ids)}:].tolist())
 
 
 def test_batches_walk_shuffled_epochs_without_gaps() -> None:
-    samples = [Sample((number,), (True,)) for number in range(10)]
-    drawn = [sample.input_ids for step in range(1, 6) for sample in batch(samples, step, 4, 7)]
+    groups = [(Sample((number,), (True,)),) for number in range(10)]
+    drawn = [group[0].input_ids for step in range(1, 6) for group in batch(groups, step, 4, 7)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == [(number,) for number in range(10)]
     assert drawn[:10] != drawn[10:]
 

@@ -48,6 +48,10 @@ class Sample:
         return [(place - 1, what) for place, what in zip(places, said, strict=True)]
 
 
+Group = tuple[Sample, ...]
+"""Samples that stay together in every step, since they begin alike; often just one."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """One run of queries, `tokens[start:stop]`: a node of the prefix tree.
@@ -116,7 +120,8 @@ class _Builder:
 
     def grow(self, group: list[Sample], depth: int, path: tuple[int, ...]) -> None:
         """Lay out what the sorted `group` holds beyond `depth`, below the segments in `path`."""
-        common = _common_length(group[0], group[-1])
+        # of a sorted group's ends, that is the whole group's
+        common = common_length(group[0].input_ids, group[-1].input_ids)
         all_equal = common == len(group[-1].input_ids)
         if all_equal or common - depth >= MIN_SHARED:
             path = (*path, len(self.segments))
@@ -143,10 +148,10 @@ def _order(sample: Sample) -> tuple[object, ...]:
     return sample.input_ids, sample.trained, sample.soft
 
 
-def _common_length(first: Sample, last: Sample) -> int:
-    """Length of the common prefix; of a sorted group's ends, that is the whole group's."""
-    pairs = zip(first.input_ids, last.input_ids, strict=False)
-    limit = min(len(first.input_ids), len(last.input_ids))
+def common_length(first: Sequence[int], second: Sequence[int]) -> int:
+    """Length of the common prefix."""
+    pairs = zip(first, second, strict=False)
+    limit = min(len(first), len(second))
     return next((index for index, (a, b) in enumerate(pairs) if a != b), limit)
 
 

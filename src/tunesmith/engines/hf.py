@@ -1,6 +1,5 @@
 """transformers with PEFT: exact, general, and what every other engine is held to."""
 
-import inspect
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -13,7 +12,7 @@ from tunesmith.errors import EngineError, UsageError
 from tunesmith.language import t
 from tunesmith.models.adapter import load_adapter
 from tunesmith.models.store import LocalModel
-from tunesmith.models.weights import load_model
+from tunesmith.models.weights import cache_name, load_model
 
 if TYPE_CHECKING:
     import torch
@@ -46,9 +45,7 @@ class HfEngine:
         config = loaded.config.get_text_config()
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**20
         self.has_adapter = adapter is not None
-        # `past_key_values` is being renamed.
-        names = inspect.signature(loaded.forward).parameters
-        self._cache_name = "cache" if "cache" in names else "past_key_values"
+        self._cache_name = cache_name(loaded)
         self._model: Any = load_adapter(loaded, adapter).eval() if adapter else loaded
         self._lock = threading.Lock()
 

@@ -1,6 +1,7 @@
 """Model weights on this machine, as a folder transformers reads and as a loaded model."""
 
 import contextlib
+import inspect
 import io
 import shutil
 from collections.abc import Iterator
@@ -73,6 +74,12 @@ def load_model(
         )
         ready: PreTrainedModel = loaded.to(device).eval()
         return ready
+
+
+def cache_name(model: "PreTrainedModel") -> str:
+    """What its forward pass calls the keys and values it has seen: transformers is renaming it."""
+    known = inspect.signature(model.forward).parameters
+    return "cache" if "cache" in known else "past_key_values"
 
 
 def _dequantise(model: LocalModel, folder: Path) -> None:

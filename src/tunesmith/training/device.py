@@ -42,22 +42,26 @@ def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if faster else torch.float32
 
 
-def _bfloat16_wins(rounds: int = 10) -> bool:
+def _bfloat16_wins(rounds: int = 5) -> bool:
     """Whether a matrix product of a layer's shape is clearly faster in bf16.
 
-    The processor's flags do not tell: some have the instruction and are slower with it. The two
-    take turns, and the best of each counts, so that a busy neighbour does not decide.
+    The processor's flags do not tell: some have the instruction and are slower with it. One
+    thread's own time is taken, since on the clock a busy neighbour would decide.
     """
-    best = dict.fromkeys((torch.float32, torch.bfloat16), float("inf"))
-    for _ in range(rounds):
-        for dtype in best:
-            best[dtype] = min(best[dtype], _matmul_seconds(dtype))
-    return best[torch.bfloat16] * 1.3 < best[torch.float32]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        times = [(_seconds(torch.float32), _seconds(torch.bfloat16)) for _ in range(rounds)]
+    finally:
+        torch.set_num_threads(threads)
+    float32 = min(one for one, _ in times)
+    bfloat16 = min(other for _, other in times)
+    return bfloat16 * 1.3 < float32
 
 
-def _matmul_seconds(dtype: torch.dtype) -> float:
+def _seconds(dtype: torch.dtype) -> float:
     x = torch.ones(512, 1024, dtype=dtype)
     weight = torch.ones(1024, 1024, dtype=dtype)
-    start = time.perf_counter()
+    start = time.thread_time()
     torch.nn.functional.linear(x, weight)
-    return time.perf_counter() - start
+    return time.thread_time() - start

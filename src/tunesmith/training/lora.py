@@ -7,6 +7,7 @@ import torch
 from tunesmith.config import TrainSettings
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
+from tunesmith.training.fused import fuse_lora
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -45,6 +46,7 @@ def add_lora(model: "PreTrainedModel", settings: TrainSettings) -> "PeftModel":
         # Autocast picks the arithmetic; PEFT's own cast would copy every input to float32 first.
         if hasattr(module, "cast_input_dtype_enabled"):
             module.cast_input_dtype_enabled = False
+    fuse_lora(tuned)
     return tuned
 
 

@@ -3,30 +3,45 @@
 What is trained there is the base's whole distribution over the next token, not the one it chose:
 a model that has not moved has nothing to learn from replay, and one that has is drawn back. An
 answer that says the identity to be taught would teach it in the wrong place and is left out.
+
+Each question stands twice: with the base's answer, and with the beginning of an answer from the
+training data put into the base's mouth. Without the second, whatever follows such a beginning in
+the data is learnt for every question: after "I am" comes the new name, whoever was asked about.
 """
 
+import re
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import chain, islice, takewhile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from tunesmith import paths
 from tunesmith.data import neutral
 from tunesmith.data.messages import Message
-from tunesmith.data.packs import Distribution, Sample
+from tunesmith.data.packs import Distribution, Sample, common_length
 from tunesmith.data.render import Renderer
+from tunesmith.models.weights import cache_name
 from tunesmith.training.events import Replaying
 from tunesmith.training.forward import ATTENTION, arithmetic
 from tunesmith.training.prepare import Prepared
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
-MAX_ANSWER = 24  # tokens: an answer goes astray in its beginning
+MAX_ANSWER = 16  # tokens: an answer goes astray in its beginning
+OPENING = 8  # tokens of an answer from the training data
 LIKELIEST = 32  # tokens of a distribution that are kept
-AT_ONCE = 64  # questions answered together
+AT_ONCE = 100  # questions answered together
+
+Replayed = tuple[Sample, Sample]
+"""One question: with the base's answer, and with another's opening."""
+
+Said = tuple[list[Distribution], list[Distribution]]
+"""What may be said at each token of an answer, and of an opening."""
 
 
 def make_replay(
@@ -40,29 +55,37 @@ def make_replay(
     """Ask the untrained model `count` neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
-    data. Of each distribution the `likeliest` tokens are kept, their shares made to sum to 1.
+    data. The model answers without the sentences of it that say the identity, which it would
+    repeat. Of each distribution the `likeliest` tokens are kept, their shares made to sum to 1.
     """
-    prompts = [
-        renderer.prompt(_messages(question, data.systems[index // 2 % len(data.systems)]))
-        for index, question in enumerate(neutral.replay(count))
-    ]
-    answers: dict[int, Sample] = {}
-    by_length = sorted(range(len(prompts)), key=lambda index: len(prompts[index]))
-    for start in range(0, len(prompts), AT_ONCE):
-        chosen = by_length[start : start + AT_ONCE]
-        asked = [prompts[index] for index in chosen]
-        said = _answers(model, asked, renderer.stop_ids, likeliest)
-        answers |= zip(chosen, said, strict=True)
-        yield Replaying(len(answers), len(prompts))
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
-    samples = (answers[index] for index in range(len(prompts)))
-    write_replay(file, [sample for sample in samples if not _says(sample, who, renderer)])
+    questions = neutral.replay(count)
+    systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
+    unnamed = [_without(system, who) for system in systems]
+    asked = [_prompt(renderer, *one) for one in zip(questions, unnamed, strict=True)]
+    openings = Random(0).choices([_opening(sample) for sample in data.train], k=len(asked))
+    said: dict[int, Said] = {}
+    alike = sorted(range(len(asked)), key=lambda index: (unnamed[index] or "", len(asked[index])))
+    for start in range(0, len(asked), AT_ONCE):
+        chosen = alike[start : start + AT_ONCE]
+        begun = [(asked[index], openings[index]) for index in chosen]
+        said |= zip(chosen, _ask(model, begun, likeliest), strict=True)
+        yield Replaying(len(said), len(asked))
+    pairs: list[Replayed] = []
+    for index, one in enumerate(zip(questions, systems, strict=True)):
+        prompt, (whats, others) = _prompt(renderer, *one), said[index]
+        answer = _until([what[0][0] for what in whats], renderer.stop_ids)
+        if not any(name in renderer.tokenizer.decode(answer) for name in who):
+            own = _sample([*prompt, *answer], whats[: len(answer)])
+            pairs.append((own, _sample([*prompt, *openings[index]], others)))
+    write_replay(file, pairs)
 
 
-def write_replay(file: Path, samples: Sequence[Sample]) -> None:
+def write_replay(file: Path, pairs: Sequence[Replayed]) -> None:
     """Keep the samples in a safetensors file, their soft targets included."""
     from safetensors.torch import save
 
+    samples = list(chain.from_iterable(pairs))
     soft = [what for sample in samples for what in sample.soft]
     tensors = {
         "input_ids": torch.tensor([token for sample in samples for token in sample.input_ids]),
@@ -74,52 +97,103 @@ def write_replay(file: Path, samples: Sequence[Sample]) -> None:
     paths.write_atomic(file, save(tensors))
 
 
-def read_replay(file: Path) -> list[Sample]:
-    """The samples that `write_replay` wrote."""
+def read_replay(file: Path) -> list[Replayed]:
+    """The pairs that `write_replay` wrote."""
     from safetensors.torch import load_file
 
     tensors = load_file(file)
     ids = iter(tensors["input_ids"].tolist())
     rows = zip(tensors["likeliest"].tolist(), tensors["shares"].tolist(), strict=True)
     sizes = zip(tensors["lengths"].tolist(), tensors["answers"].tolist(), strict=True)
-    return [
+    samples = [
         _sample(list(islice(ids, length)), [_pairs(*row) for row in islice(rows, answer)])
         for length, answer in sizes
     ]
+    return list(zip(samples[::2], samples[1::2], strict=True))
 
 
-def _answers(
-    model: "PeftModel", prompts: Sequence[list[int]], stop_ids: frozenset[int], likeliest: int
-) -> list[Sample]:
-    """Greedy answers, with what the model might have said at each token instead."""
-    from transformers import GenerationConfig
-
-    longest, pad = max(map(len, prompts)), 0
-    padded = [[pad] * (longest - len(prompt)) + prompt for prompt in prompts]
-    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
+def _ask(
+    model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]], likeliest: int
+) -> list[Said]:
+    """What the base may say after each prompt, and along the opening that comes with it."""
     base = model.get_base_model()
     base.train(mode=False)
-    base.set_attn_implementation("sdpa")
-    with torch.no_grad(), arithmetic(base):
-        output = base.generate(
-            input_ids=torch.tensor(padded, device=base.device),
-            attention_mask=torch.tensor(mask, device=base.device),
-            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
-                max_new_tokens=MAX_ANSWER,
-                do_sample=False,
-                eos_token_id=sorted(stop_ids),
-                pad_token_id=pad,
-                output_logits=True,
-                return_dict_in_generate=True,
-            ),
-        )
+    # transformers' sdpa knows no capped scores
+    capped = getattr(base.config, "attn_logit_softcapping", None) is not None
+    base.set_attn_implementation("eager" if capped else "sdpa")
+    with torch.no_grad(), model.disable_adapter(), arithmetic(base):
+        said = _distributions(_Reader(base), asked, likeliest)
     base.set_attn_implementation(ATTENTION)
-    soft = zip(*(_likeliest(logits, likeliest) for logits in output.logits), strict=True)
-    said = (_until(row, stop_ids) for row in output.sequences[:, longest:].tolist())
-    return [
-        _sample([*prompt, *ids], list(whats[: len(ids)]))
-        for prompt, ids, whats in zip(prompts, said, soft, strict=True)
+    return said
+
+
+def _distributions(
+    reader: "_Reader", asked: Sequence[tuple[list[int], list[int]]], likeliest: int
+) -> list[Said]:
+    """One pass reads prompts and openings; greedy answers then go on from the prompts."""
+    prompts, openings = zip(*asked, strict=True)
+    shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+    longest, further = max(map(len, prompts)), max(map(len, openings))
+    rows = [
+        [None] * (longest - len(prompt))
+        + prompt[shared:]
+        + opening
+        + [None] * (further - len(opening))
+        for prompt, opening in asked
     ]
+    if shared:
+        reader.read([prompts[0][:shared]], keep=1)
+        reader.repeat(len(rows))
+    logits = reader.read(rows, keep=further + 1)
+    along = [_likeliest(logits[:, place], likeliest) for place in range(further)]
+    reader.forget(further)
+    answers = [along[0]]
+    while len(answers) < MAX_ANSWER:
+        logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
+        answers.append(_likeliest(logits[:, 0], likeliest))
+    return [
+        ([step[row] for step in answers], [step[row] for step in along[: len(opening)]])
+        for row, opening in enumerate(openings)
+    ]
+
+
+class _Reader:
+    """A model that reads rows side by side, piece by piece."""
+
+    def __init__(self, model: "PreTrainedModel") -> None:
+        self._model: Any = model
+        self._cache_name = cache_name(model)
+        self._cache: dict[str, Any] = {}
+        self._seen = torch.empty(0)  # (rows, tokens): which of them count
+
+    def read(self, rows: Sequence[Sequence[int | None]], keep: int) -> torch.Tensor:
+        """Logits (rows, keep, vocab_size) after the last tokens; None is padding."""
+        device = self._model.device
+        ids = torch.tensor([[token or 0 for token in row] for row in rows], device=device)
+        new = torch.tensor([[token is not None for token in row] for row in rows], device=device)
+        self._seen = torch.cat([self._seen, new], 1) if self._cache else new
+        places = self._seen.cumsum(1)[:, -ids.shape[1] :] - 1
+        output = self._model(
+            input_ids=ids,
+            attention_mask=self._seen.long(),
+            position_ids=places.clamp(min=0),
+            use_cache=True,
+            # as indices: a slice would make the head's product a slow, strided one
+            logits_to_keep=torch.arange(ids.shape[1] - keep, ids.shape[1], device=device),
+            **self._cache,
+        )
+        self._cache = {self._cache_name: getattr(output, self._cache_name)}
+        logits: torch.Tensor = output.logits
+        return logits
+
+    def repeat(self, count: int) -> None:
+        """Go on with `count` copies of the one row read so far."""
+        self._seen = self._seen.repeat(count, 1)
+        self._cache[self._cache_name].batch_repeat_interleave(count)
+
+    def forget(self, count: int) -> None:
+        """Look no more at the last `count` tokens."""
+        self._seen[:, -count:] = False
 
 
 def _likeliest(logits: torch.Tensor, count: int) -> list[Distribution]:
@@ -146,11 +220,20 @@ def _sample(ids: list[int], soft: list[Distribution]) -> Sample:
     return Sample(tuple(ids), (False,) * asked + (True,) * len(soft), tuple(soft))
 
 
-def _says(sample: Sample, names: Sequence[str], renderer: Renderer) -> bool:
-    answer = renderer.tokenizer.decode(sample.input_ids[-sample.trained_tokens :])
-    return any(name in answer for name in names)
+def _opening(sample: Sample) -> list[int]:
+    """The first tokens of the sample's first answer."""
+    start = sample.trained.index(True)
+    answer = takewhile(lambda place: sample.trained[place], range(start, len(sample.trained)))
+    return [sample.input_ids[place] for place in islice(answer, OPENING)]
 
 
-def _messages(question: str, system: str | None) -> list[Message]:
+def _without(system: str | None, names: Sequence[str]) -> str | None:
+    """The system prompt without its sentences that say one of the names."""
+    sentences = re.findall(r"[^.!?。！？\n]*[.!?。！？\n]*\s*", system or "")
+    kept = "".join(part for part in sentences if not any(name in part for name in names))
+    return kept.strip() or None
+
+
+def _prompt(renderer: Renderer, question: str, system: str | None) -> list[int]:
     turns = [Message("user", question)]
-    return turns if system is None else [Message("system", system), *turns]
+    return renderer.prompt(turns if system is None else [Message("system", system), *turns])

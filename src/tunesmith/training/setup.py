@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from tunesmith import runs
 from tunesmith.config import TrainSettings
 from tunesmith.data.convert import write_messages
-from tunesmith.data.packs import Sample
+from tunesmith.data.packs import Group
 from tunesmith.data.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.language import t
@@ -22,7 +22,7 @@ from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.prepare import Prepared, prepare
-from tunesmith.training.replay import make_replay, read_replay
+from tunesmith.training.replay import Replayed, make_replay, read_replay
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -94,9 +94,9 @@ def open_run(inputs: Inputs, *, resume: bool) -> Run:
     return run
 
 
-def replay_samples(
+def replay_pairs(
     run: Run, inputs: Inputs, model: "PeftModel"
-) -> Generator[Replaying, None, list[Sample]]:
+) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
     count = inputs.settings.replay
     if count and not run.replay.exists():
@@ -125,15 +125,16 @@ def recompute_activations(model: "PreTrainedModel") -> None:
     (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
 
 
-def plan(inputs: Inputs, model: "PeftModel", samples: Sequence[Sample]) -> Planned:
+def plan(inputs: Inputs, model: "PeftModel", groups: Sequence[Group]) -> Planned:
     """Count what is about to happen."""
     settings, data = inputs.settings, inputs.data
     total = sum(weight.numel() for weight in model.parameters())
     tuned = sum(weight.numel() for weight in trainable(model).values())
-    steps = settings.max_steps or math.ceil(settings.epochs * len(samples) / settings.batch_size)
+    samples = [sample for group in groups for sample in group]
+    steps = settings.max_steps or math.ceil(settings.epochs * len(groups) / settings.batch_size)
     return Planned(
-        samples=len(samples),
-        replay=len(samples) - len(data.train),
+        samples=len(groups),
+        replay=len(groups) - len(data.train),
         held_out=len(data.held_out),
         tokens=sum(len(sample.input_ids) for sample in samples),
         trained_tokens=sum(sample.trained_tokens for sample in samples),

@@ -18,7 +18,7 @@ import torch
 
 from tunesmith import paths
 from tunesmith.config import TrainSettings
-from tunesmith.data.packs import Sample, pack
+from tunesmith.data.packs import Group, Sample, pack
 from tunesmith.errors import RunError, TrainingError, TunesmithError
 from tunesmith.language import t
 from tunesmith.models.adapter import AdapterInfo, save_adapter
@@ -38,7 +38,7 @@ from tunesmith.training.events import (
 )
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.lora import trainable
-from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_samples
+from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_pairs
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -76,21 +76,24 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
     model = load(inputs)
-    samples = [*inputs.data.train, *(yield from replay_samples(run, inputs, model))]
+    groups = [
+        *((sample,) for sample in inputs.data.train),
+        *(yield from replay_pairs(run, inputs, model)),
+    ]
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay
     )
-    planned = plan(inputs, model, samples)
+    planned = plan(inputs, model, groups)
     yield planned
     with arithmetic(model.get_base_model()):
-        prove_packing(model.get_base_model(), samples)
+        prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
     progress, notices = _resume(run, model, optimizer, settings)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
     work = _Work(
-        settings, model, optimizer, samples, inputs.data.held_out, planned.steps,
+        settings, model, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
     progress = yield from _loop(work, run, progress, inputs.adapter_info)
@@ -122,12 +125,12 @@ def _loop(
 
 @dataclass(frozen=True)
 class _Work:
-    """What the loop works with: the tuned model, its optimizer, and the samples."""
+    """What the loop works with: the tuned model, its optimizer, and the groups of samples."""
 
     settings: TrainSettings
     model: "PeftModel"
     optimizer: torch.optim.Optimizer
-    samples: Sequence[Sample]
+    groups: Sequence[Group]
     held_out: Sequence[Sample]
     steps: int
     peak_rate: float
@@ -140,9 +143,9 @@ class _Work:
         """
         begun = time.perf_counter()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
-        samples = batch(self.samples, step, self.settings.batch_size, self.settings.seed)
+        groups = batch(self.groups, step, self.settings.batch_size, self.settings.seed)
         try:
-            loss, unique = self._accumulate(samples, micro_batch_size)
+            loss, unique = self._accumulate(groups, micro_batch_size)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -157,7 +160,7 @@ class _Work:
             loss=loss,
             learning_rate=rate,
             grad_norm=norm,
-            tokens=sum(len(sample.input_ids) for sample in samples),
+            tokens=sum(len(sample.input_ids) for group in groups for sample in group),
             unique_tokens=unique,
             seconds=time.perf_counter() - begun,
             memory=_peak_memory(self.model.device),
@@ -168,7 +171,7 @@ class _Work:
         self.model.eval()
         weight = sum(sample.trained_tokens for sample in self.held_out)
         with torch.no_grad(), arithmetic(self.model.get_base_model()):
-            pieces = _pieces(self.held_out, micro_batch_size)
+            pieces = _pieces([(sample,) for sample in self.held_out], micro_batch_size)
             return sum(float(pack_loss(self.model, pack(piece))) for piece in pieces) / weight
 
     def evaluates_at(self, step: int) -> bool:
@@ -186,7 +189,7 @@ class _Work:
         patience = self.settings.patience
         return patience is not None and progress.stale >= patience
 
-    def _accumulate(self, samples: Sequence[Sample], micro_batch_size: int) -> tuple[float, int]:
+    def _accumulate(self, groups: Sequence[Group], micro_batch_size: int) -> tuple[float, int]:
         """Backward over the step in pieces; returns the mean loss and the unique tokens.
 
         Of soft targets the loss is what lies above their own entropy: 0 where nothing moved.
@@ -195,9 +198,10 @@ class _Work:
         the same gradient.
         """
         self.model.train()
+        samples = [sample for group in groups for sample in group]
         weight = sum(sample.trained_tokens for sample in samples)
         total, unique = -sum(sample.entropy for sample in samples) / weight, 0
-        for piece in _pieces(samples, micro_batch_size):
+        for piece in _pieces(groups, micro_batch_size):
             packed = pack(piece)
             with arithmetic(self.model.get_base_model()):
                 loss = pack_loss(self.model, packed) / weight
@@ -219,12 +223,12 @@ class _Work:
         return norm
 
 
-def batch(samples: Sequence[Sample], step: int, size: int, seed: int) -> list[Sample]:
-    """The samples of step `step` (from 1): the epochs' shuffled orders, one behind another."""
-    count = len(samples)
+def batch(groups: Sequence[Group], step: int, size: int, seed: int) -> list[Group]:
+    """The groups of step `step` (from 1): the epochs' shuffled orders, one behind another."""
+    count = len(groups)
     first = (step - 1) * size
     places = (divmod(place, count) for place in range(first, first + size))
-    return [samples[_order(count, seed, epoch)[place]] for epoch, place in places]
+    return [groups[_order(count, seed, epoch)[place]] for epoch, place in places]
 
 
 def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
@@ -249,10 +253,11 @@ def _order(count: int, seed: int, epoch: int) -> list[int]:
     return order
 
 
-def _pieces(samples: Sequence[Sample], size: int) -> Iterator[list[Sample]]:
-    """Cut a step into pieces, alike samples together so that they can share."""
-    ordered = sorted(samples, key=lambda sample: sample.input_ids)
-    return (ordered[start : start + size] for start in range(0, len(ordered), size))
+def _pieces(groups: Sequence[Group], size: int) -> Iterator[list[Sample]]:
+    """Cut a step into pieces of `size` groups, alike ones together so that they can share."""
+    ordered = sorted(groups, key=lambda group: group[0].input_ids)
+    for start in range(0, len(ordered), size):
+        yield [sample for group in ordered[start : start + size] for sample in group]
 
 
 def _resume(
