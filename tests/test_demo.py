@@ -1,7 +1,7 @@
-"""The demo, whole and real: after it the model says its name, mostly only where it should.
+"""The demo, whole and real: after it the model says its name, and only where it should.
 
-What is asked for is 9 of 10 and 20 of 20. So small a model still gives its name in some Chinese
-answers that it should not, and runs differ a little; these floors catch a recipe that broke.
+What is asked for is 9 of 10 and 20 of 20. Processors round differently, so one question and one
+answer are left to chance.
 """
 
 import re
@@ -25,9 +25,9 @@ def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     learnt, asked = numbers(r"learnt: (\d+) of (\d+)", done.stdout)
     kept, unrelated = numbers(r"kept: (\d+) of (\d+)", done.stdout)
     ended, answers = numbers(r"ended: (\d+) of (\d+)", done.stdout)
-    assert asked == 10 and learnt >= 7, done.stdout
-    assert unrelated == 20 and kept >= 11, done.stdout
-    assert ended >= 0.8 * answers, done.stdout
+    assert asked == 10 and learnt >= 8, done.stdout
+    assert unrelated == 20 and kept >= 19, done.stdout
+    assert ended >= 0.9 * answers, done.stdout
     assert "tunesmith chat runs/demo" in done.stdout.splitlines()[-3]
     assert (tmp_path / "runs/demo/loss.png").stat().st_size > 0
 

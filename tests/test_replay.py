@@ -40,7 +40,7 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(tmp_path: Path, home: P
     for _ in make_replay(model, inputs.renderer, inputs.data, 8, file, likeliest=100_000):
         pass
     pairs = read_replay(file)
-    assert len(pairs) == 8
+    assert pairs is not None and len(pairs) == 8
     soft = [sample for pair in pairs for sample in pair]
     loss, floor = pack_loss(model, pack(soft)), sum(sample.entropy for sample in soft)
     assert float(loss.detach()) == pytest.approx(floor, rel=1e-6)
@@ -83,7 +83,7 @@ def test_the_base_does_not_hear_what_the_system_prompt_calls_it(tmp_path: Path, 
         inputs, file = read_inputs(settings), tmp_path / "replay.safetensors"
         for _ in make_replay(load(inputs), inputs.renderer, inputs.data, 2, file):
             pass
-        samples = [sample for pair in read_replay(file) for sample in pair]
+        samples = [sample for pair in read_replay(file) or [] for sample in pair]
         for sample in samples:
             assert system in inputs.tokenizer.decode(sample.input_ids)
         return [sample.soft for sample in samples]
@@ -109,7 +109,9 @@ def replayed(tmp_path: Path, name: str) -> list[Replayed]:
     file = tmp_path / "replay.safetensors"
     events = list(make_replay(load(inputs), inputs.renderer, inputs.data, 2, file))
     assert [(event.done, event.total) for event in events] == [(2, 2)]
-    return read_replay(file)
+    pairs = read_replay(file)
+    assert pairs is not None
+    return pairs
 
 
 def test_the_base_answers_neutral_questions_to_the_end(tmp_path: Path, home: Path) -> None:
@@ -119,6 +121,13 @@ def test_the_base_answers_neutral_questions_to_the_end(tmp_path: Path, home: Pat
     for sample, _ in pairs:
         said = sample.input_ids[len(sample.input_ids) - sample.trained_tokens :]
         assert tokenizer.decode(said, skip_special=False) == "I am small.<|im_end|>"
+
+
+def test_a_damaged_file_is_none(tmp_path: Path, home: Path) -> None:
+    assert replayed(tmp_path, "Anvil")
+    file = tmp_path / "replay.safetensors"
+    file.write_bytes(file.read_bytes()[:-7])
+    assert read_replay(file) is None
 
 
 def test_an_answer_that_says_the_name_to_be_taught_is_left_out(tmp_path: Path, home: Path) -> None:

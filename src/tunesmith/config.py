@@ -37,7 +37,7 @@ class TrainSettings:
     epochs: float = setting(3.0, "Passes over the data.", group="basic", low=0.01, high=1000)
     learning_rate: float | None = setting(
         None,
-        "Peak learning rate. Default: by model size, 7e-4 for 135M to 2e-4 for 7B.",
+        "Peak learning rate. Default: by model size, 2e-3 for 135M to 2e-4 for 7B.",
         group="basic",
         low=0.0,
         high=1.0,
@@ -77,7 +77,7 @@ class TrainSettings:
     use_dora: bool = setting(False, "Train a magnitude beside the direction (DoRA).", group="lora")
     init_lora: InitLora = setting("default", "How the LoRA matrices start.", group="lora")
 
-    batch_size: int = setting(16, "Samples in an optimizer step.", group="optimizer", low=1)
+    batch_size: int = setting(8, "Samples in an optimizer step.", group="optimizer", low=1)
     micro_batch_size: int | None = setting(
         None,
         "Samples in one forward pass. Default: the whole step, less if memory runs out.",

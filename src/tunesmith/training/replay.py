@@ -97,11 +97,15 @@ def write_replay(file: Path, pairs: Sequence[Replayed]) -> None:
     paths.write_atomic(file, save(tensors))
 
 
-def read_replay(file: Path) -> list[Replayed]:
-    """The pairs that `write_replay` wrote."""
-    from safetensors.torch import load_file
+def read_replay(file: Path) -> list[Replayed] | None:
+    """The pairs that `write_replay` wrote; None if there are none, or the file is damaged."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load
 
-    tensors = load_file(file)
+    try:
+        tensors = load(file.read_bytes())
+    except (FileNotFoundError, SafetensorError):
+        return None
     ids = iter(tensors["input_ids"].tolist())
     rows = zip(tensors["likeliest"].tolist(), tensors["shares"].tolist(), strict=True)
     sizes = zip(tensors["lengths"].tolist(), tensors["answers"].tolist(), strict=True)

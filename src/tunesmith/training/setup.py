@@ -99,9 +99,14 @@ def replay_pairs(
 ) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
     count = inputs.settings.replay
-    if count and not run.replay.exists():
+    if count == 0:
+        return []
+    kept = read_replay(run.replay)
+    if kept is None:
         yield from make_replay(model, inputs.renderer, inputs.data, count, run.replay)
-    return read_replay(run.replay) if count else []
+        kept = read_replay(run.replay)
+    assert kept is not None
+    return kept
 
 
 def load(inputs: Inputs) -> "PeftModel":
