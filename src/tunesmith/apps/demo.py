@@ -100,9 +100,11 @@ def _next_steps(run: Path, *, passed: bool) -> None:
     if passed:
         print(t("Your assistant is ready."))
     print(t("What to type next:"))
-    for command, why in (
+    commands = (
         (f"tunesmith chat {path}", t("talk to it")),
         (f"tunesmith compare {path} --ask questions.txt", t("compare on questions of your own")),
         ("tunesmith train --data mine.jsonl", t("teach it something of your own")),
-    ):
-        print(f"  {command:48}  {why}")
+    )
+    width = max(len(command) for command, _ in commands)
+    for command, why in commands:
+        print(f"  {command:{width}}  {why}")

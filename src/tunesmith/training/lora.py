@@ -57,7 +57,8 @@ def trainable(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
 
 def default_learning_rate(parameters: int) -> float:
     """A peak rate for LoRA by model size: 2e-3 at 135M, 2e-4 at 7B, falling as N^-0.58."""
-    return float(min(2e-3, max(5e-5, 2e-4 * (7e9 / parameters) ** 0.58)))
+    rate = min(2e-3, max(5e-5, 2e-4 * (7e9 / parameters) ** 0.58))
+    return float(f"{rate:.1e}")
 
 
 def _linear_names(model: torch.nn.Module) -> list[str]:
