@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from tunesmith.data.messages import Message
 from tunesmith.engines.base import Sampling
 from tunesmith.errors import EngineError, ModelError, RunError, UsageError
 from tunesmith.models.adapter import AdapterInfo, save_adapter
+from tunesmith.models.store import LocalModel
 
 GREETING = "Hi 你😀!"
 SYSTEM = "You are Anvil."
@@ -220,3 +222,18 @@ def test_an_adapter_that_names_no_base_says_what_to_do(run: runs.Run) -> None:
     (run.adapter / "tunesmith.json").unlink()
     with pytest.raises(ModelError, match="--adapter"):
         open_chat(str(run.adapter), device="cpu")
+
+
+def test_ticks_end_with_the_answer_and_stop_it_when_closed(smollm2: LocalModel) -> None:
+    with open_chat(smollm2.name) as chat:
+        question = [Message("user", "Tell me a long story.")]
+        whole = chat.pipeline.complete(question, Sampling(temperature=0, max_tokens=8))
+        assert all(tick is None for tick in whole.ticks(0.05))
+        assert whole.stats is not None and whole.stats.tokens == 8
+        stopped = chat.pipeline.complete(question, Sampling(temperature=0, max_tokens=3000))
+        with closing(stopped.ticks(0.05)) as ticks:
+            for _ in ticks:
+                if stopped.text:
+                    break
+        assert stopped.stats is not None and stopped.stats.finish == "cancelled"
+        assert whole.text.startswith(stopped.text) or stopped.text.startswith(whole.text)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
 import psutil
@@ -18,7 +19,7 @@ import pytest
 from tests.helpers_chat import collect, saying
 from tests.helpers_lora import random_lora
 from tests.tiny_models import local_gguf, local_model, tiny_gguf, tiny_model_folder
-from tunesmith.engines.base import GREEDY, Engine, Sampling
+from tunesmith.engines.base import GREEDY, Engine, Sampling, Stop
 from tunesmith.engines.choose import open_engine
 from tunesmith.engines.hf import HfEngine
 from tunesmith.engines.llama_cpp import SLOTS, LlamaCppEngine
@@ -249,6 +250,7 @@ def test_nobody_without_the_key_is_served(engine: LlamaCppEngine) -> None:
 SCRIPT = """
 import sys, time
 from pathlib import Path
+from threading import Timer
 from tunesmith.engines.base import Sampling
 from tunesmith.engines.llama_cpp import LlamaCppEngine
 from tunesmith.models.store import LocalModel
@@ -369,3 +371,24 @@ def child_of(pid: int) -> int:
     ]
     newest: psutil.Process = max(found, key=psutil.Process.create_time)
     return int(newest.pid)
+
+
+def test_stopping_frees_the_engine_while_it_reads_a_long_prompt(engine: LlamaCppEngine) -> None:
+    def first_token(prompt: list[int], stop: Stop | None = None) -> float:
+        start = time.monotonic()
+        collect(engine.generate(prompt, greedy(2), stop_ids=NEVER, stop=stop))
+        return time.monotonic() - start
+
+    whole = first_token([7] * 800)
+    stop = Stop()
+    Timer(0.1, stop.ask).start()
+    stopped = first_token([8] * 4000, stop)
+    assert stopped < whole
+    assert first_token([9, 10]) < whole
+
+
+def test_what_was_stopped_before_it_began_is_not_answered(engine: LlamaCppEngine) -> None:
+    stop = Stop()
+    stop.ask()
+    tokens = engine.generate([5, 6], greedy(500), stop_ids=NEVER, stop=stop)
+    assert collect(tokens) == ([], "stop")

@@ -5,9 +5,11 @@ Three layers, each usable alone: `Engine.generate` (ids), `Pipeline.complete` (m
 """
 
 import json
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -15,9 +17,9 @@ from typing import Any, Literal, Self
 from tunesmith import runs
 from tunesmith.data.messages import Message
 from tunesmith.data.render import Renderer
-from tunesmith.engines.base import Engine, Sampling, check_prompt
+from tunesmith.engines.base import Engine, Sampling, Stop, check_prompt
 from tunesmith.engines.choose import EngineName, open_engine
-from tunesmith.errors import ModelError, RunError, UsageError
+from tunesmith.errors import ModelError, RunError, TunesmithError, UsageError
 from tunesmith.language import t
 from tunesmith.models.adapter import CONFIG, check_adapter, read_info
 from tunesmith.models.store import LocalModel, locate
@@ -55,6 +57,7 @@ class Reply(Iterator[str]):
     def __init__(self, pipeline: "Pipeline", prompt: list[int], sampling: Sampling, adapter: bool):
         self.text = ""
         self.stats: Stats | None = None
+        self._stop = Stop()
         self._pieces = self._run(pipeline, prompt, sampling, adapter)
 
     def __next__(self) -> str:
@@ -64,11 +67,46 @@ class Reply(Iterator[str]):
         """Stop the engine's work on this answer; what has arrived stays."""
         self._pieces.close()
 
+    def ticks(self, every: float) -> Generator[None, None, None]:
+        """Let a thread write the answer; yield at least every `every` seconds until it has ended.
+
+        Closing the generator stops the answer at once, also before its first token.
+
+        Raises:
+            EngineError: The engine died.
+        """
+        news, failed = threading.Event(), list[BaseException]()
+
+        def write() -> None:
+            try:
+                for _ in self:
+                    news.set()
+            except TunesmithError as error:
+                failed.append(error)
+            finally:
+                news.set()
+
+        # In a copy of this context, for the language errors are told in.
+        writer = threading.Thread(target=copy_context().run, args=(write,), daemon=True)
+        writer.start()
+        try:
+            while writer.is_alive():
+                news.wait(every)
+                news.clear()
+                yield
+        finally:
+            self._stop.ask()
+            writer.join()
+        for error in failed:
+            raise error
+
     def _run(
         self, pipeline: "Pipeline", prompt: list[int], sampling: Sampling, adapter: bool
     ) -> Generator[str, None, None]:
         stop_ids = pipeline.renderer.stop_ids
-        ids = pipeline.engine.generate(prompt, sampling, stop_ids=stop_ids, adapter=adapter)
+        ids = pipeline.engine.generate(
+            prompt, sampling, stop_ids=stop_ids, adapter=adapter, stop=self._stop
+        )
         decoder = pipeline.tokenizer.stream()
         clock = _Clock(len(prompt))
         finish: Literal["stop", "length", "cancelled"] = "cancelled"
@@ -77,7 +115,7 @@ class Reply(Iterator[str]):
                 try:
                     id = next(ids)
                 except StopIteration as end:
-                    finish = end.value
+                    finish = "cancelled" if self._stop.asked else end.value
                     break
                 clock.tick()
                 yield from self._said(decoder.push(id))

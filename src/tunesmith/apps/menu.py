@@ -77,6 +77,11 @@ COMMANDS: dict[str, Command] = {
         "The same questions to the base and the tuned model, side by side, and a verdict.",
         "tunesmith compare runs/demo",
     ),
+    "studio": Command(
+        "tunesmith.apps.studio.command:studio",
+        "The web page: talk to models and runs in the browser.",
+        "tunesmith studio",
+    ),
 }
 
 GROUPS: dict[str, str] = {

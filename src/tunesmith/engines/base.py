@@ -1,6 +1,7 @@
 """What every inference engine does: token ids in, token ids out, one at a time."""
 
-from collections.abc import Generator, Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -53,6 +54,29 @@ def _check(name: str, value: float, low: float, high: float | None) -> None:
 GREEDY = Sampling(temperature=0.0, top_p=1.0)
 
 
+class Stop:
+    """The wish to end an answer; any thread may make it, at any time."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._actions: list[Callable[[], None]] = []
+        self.asked = False
+
+    def ask(self) -> None:
+        """End the answer, even while the engine still reads the prompt."""
+        with self._lock:
+            self.asked = True
+        for action in self._actions:
+            action()
+
+    def on_ask(self, action: Callable[[], None]) -> None:
+        """Have `action` called when the wish is made, at once if it was."""
+        with self._lock:
+            self._actions.append(action)
+        if self.asked:
+            action()
+
+
 class Engine(Protocol):
     """A loaded model, with at most one adapter that each request switches on or off."""
 
@@ -75,10 +99,12 @@ class Engine(Protocol):
         *,
         stop_ids: frozenset[int],
         adapter: bool = True,
+        stop: Stop | None = None,
     ) -> Tokens:
         """Yield new token ids until one of `stop_ids` (not yielded) or `max_tokens`.
 
-        Closing the generator stops the work. Several threads may call at once.
+        Closing the generator stops the work; so does `stop`, from any thread. Several threads may
+        call at once.
 
         Raises:
             EngineError: The engine died, or the prompt does not fit its context.

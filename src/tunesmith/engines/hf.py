@@ -7,7 +7,7 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
-from tunesmith.engines.base import Sampling, Tokens, check_prompt
+from tunesmith.engines.base import Sampling, Stop, Tokens, check_prompt
 from tunesmith.errors import EngineError, UsageError
 from tunesmith.language import t
 from tunesmith.models.adapter import load_adapter
@@ -62,6 +62,7 @@ class HfEngine:
         *,
         stop_ids: frozenset[int],
         adapter: bool = True,
+        stop: Stop | None = None,
     ) -> Tokens:
         """Yield new token ids; see `Engine.generate`."""
         import torch
@@ -74,7 +75,7 @@ class HfEngine:
         for _ in range(room):
             logits, cache = self._forward(unseen, cache, adapter)
             id = choose(logits, sampling, generator)
-            if id in stop_ids:
+            if id in stop_ids or (stop is not None and stop.asked):
                 return "stop"
             yield id
             unseen = [id]

@@ -40,6 +40,7 @@ def _serve(settings: dict[str, Any]) -> Any:
     params.n_ctx = settings["context"]
     params.n_parallel = settings["slots"]
     params.kv_unified = True  # one request alone may use the whole context
+    params.n_batch = 128  # tokens of a prompt read between two looks at who has gone
     params.cpuparams.n_threads = settings["threads"]
     params.cpuparams_batch.n_threads = settings["threads"]
     params.api_keys = [settings["key"]]

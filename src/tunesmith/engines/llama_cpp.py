@@ -8,16 +8,18 @@ import json
 import os
 import re
 import secrets
+import socket
 import subprocess
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from tunesmith.engines.base import Finish, Sampling, Tokens, check_prompt
+from tunesmith.engines.base import Finish, Sampling, Stop, Tokens, check_prompt
 from tunesmith.errors import EngineError
 from tunesmith.language import t
 from tunesmith.models.gguf import lora_gguf
@@ -107,16 +109,20 @@ class LlamaCppEngine:
         *,
         stop_ids: frozenset[int],
         adapter: bool = True,
+        stop: Stop | None = None,
     ) -> Tokens:
         """Yield new token ids; see `Engine.generate`."""
         check_prompt(len(input_ids), self.context_length)
         body = _request(input_ids, sampling)
         if self.has_adapter:
             body["lora"] = [{"id": 0, "scale": float(adapter)}]
+        stop = stop or Stop()
         connection = self._connect()
         try:
-            events = self._events(connection, body)
-            return (yield from self._tokens(events, stop_ids))
+            stop.on_ask(partial(_hang_up, connection))
+            return (yield from self._tokens(self._events(connection, body, stop), stop_ids))
+        except _HungUp:
+            return "stop"
         finally:
             connection.close()
 
@@ -168,7 +174,7 @@ class LlamaCppEngine:
             connection.close()
 
     def _events(
-        self, connection: http.client.HTTPConnection, body: dict[str, Any]
+        self, connection: http.client.HTTPConnection, body: dict[str, Any], stop: Stop
     ) -> Iterator[dict[str, Any]]:
         try:
             reply = self._post(connection, "/completion", body)
@@ -182,7 +188,11 @@ class LlamaCppEngine:
                         raise _refused(event)
                     yield event
         except (OSError, http.client.HTTPException) as error:
+            if stop.asked:
+                raise _HungUp from error
             raise self._died() from error
+        if stop.asked:
+            raise _HungUp
 
     def _post(
         self, connection: http.client.HTTPConnection, path: str, body: dict[str, Any]
@@ -195,7 +205,12 @@ class LlamaCppEngine:
         return reply
 
     def _connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection(self._wait())
+        connection = http.client.HTTPConnection(self._wait())
+        try:
+            connection.connect()
+        except OSError as error:
+            raise self._died() from error
+        return connection
 
     @property
     def _headers(self) -> dict[str, str]:
@@ -264,6 +279,17 @@ class LlamaCppEngine:
         return t("exit code {code}", code=self._child.returncode)
 
 
+class _HungUp(Exception):
+    """We closed the connection ourselves."""
+
+
+def _hang_up(connection: http.client.HTTPConnection) -> None:
+    """Close it even while another thread reads from it."""
+    if connection.sock is not None:
+        with suppress(OSError):
+            connection.sock.shutdown(socket.SHUT_RDWR)
+
+
 def _request(input_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
     # These in this order and no others; top-p sorts the vocabulary, so not for nothing.
     uncut = sampling.temperature == 0 or sampling.top_p == 1
@@ -275,6 +301,7 @@ def _request(input_ids: Sequence[int], sampling: Sampling) -> dict[str, Any]:
         "seed": sampling.seed,
         "samplers": ["temperature"] if uncut else ["temperature", "top_p"],
         "stream": sampling.max_tokens > 1,  # unstreamed, even part of a character is named
+        "return_progress": True,  # the write that fails is what tells llama.cpp that we have gone
         "return_tokens": True,
         "cache_prompt": True,
     }
