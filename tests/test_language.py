@@ -17,7 +17,8 @@ from tunesmith.language import LOCALE_DIR, current_language, set_language, t
 SOURCE = Path(tunesmith.__file__).parent
 # Where each call keeps its sentence: the position, or the keyword.
 CALLS: dict[str, int | str] = {"t": 0, "setting": 1, "Parameter": "help"}
-SENTENCES_FROM_ELSEWHERE = {"language.py", "help.py"}  # the lookup itself; menu and flag texts
+# the lookup itself; menu and flag texts
+SENTENCES_FROM_ELSEWHERE = {"language.py", "help.py", "settings_form.py"}
 
 
 def _sentences(file: Path) -> Iterator[tuple[str, str]]:

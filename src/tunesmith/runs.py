@@ -151,6 +151,22 @@ class Run:
             file.flush()
             yield
 
+    @property
+    def trainer(self) -> int | None:
+        """The process that is training it now, or None.
+
+        The lock itself is not tried: for that moment nobody could begin.
+        """
+        import psutil
+
+        lock = self.path / ".lock"
+        try:
+            process = psutil.Process(int(lock.read_text("utf-8")))
+            held = any(Path(file.path) == lock.resolve() for file in process.open_files())
+        except (OSError, ValueError, psutil.Error):
+            return None
+        return process.pid if held else None
+
 
 def create(settings: TrainSettings) -> Run:
     """Make the folder of a new run and write its settings.

@@ -79,7 +79,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "studio": Command(
         "tunesmith.apps.studio.command:studio",
-        "The web page: talk to models and runs in the browser.",
+        "The web page: chat, data and training in the browser.",
         "tunesmith studio",
     ),
 }

@@ -6,6 +6,8 @@ import os
 import streamlit as st
 
 from tunesmith.apps.studio.chat_page import page as chat_page
+from tunesmith.apps.studio.data_page import page as data_page
+from tunesmith.apps.studio.train_page import page as train_page
 from tunesmith.language import LANGUAGES, set_language, t
 
 PASSWORD = "TUNESMITH_PASSWORD"
@@ -19,25 +21,25 @@ def main() -> None:
     if not _let_in():
         return
     pages = [
-        st.Page(chat_page, title=t("Chat"), icon=":material/chat:", url_path="chat", default=True)
+        st.Page(chat_page, title=t("Chat"), icon=":material/chat:", url_path="chat", default=True),
+        st.Page(data_page, title=t("Data"), icon=":material/table_rows:", url_path="data"),
+        st.Page(train_page, title=t("Train"), icon=":material/model_training:", url_path="train"),
     ]
-    st.navigation(pages).run()
+    st.navigation(pages, position="top").run()
 
 
 def _choose_language() -> None:
-    """The one picked in the page, at first the browser's; kept in the page's address."""
+    """The one picked in the page, at first that of its address (?lang=) or of the browser."""
     first = "zh" if (st.context.locale or "").lower().startswith("zh") else "en"
-    language = st.query_params.get("lang", os.environ.get("TUNESMITH_LANG") or first)
+    first = st.query_params.get("lang", os.environ.get("TUNESMITH_LANG") or first)
+    language = st.session_state.get("language") or first
     language = language if language in LANGUAGES else "en"
     set_language(language)
     with st.sidebar:
-        picked = st.segmented_control(
+        st.segmented_control(
             "language", LANGUAGES, default=language, format_func=NAMES.__getitem__,
             label_visibility="collapsed", key="language",
         )  # fmt: skip
-    if picked and picked != language:
-        st.query_params["lang"] = picked
-        st.rerun()
 
 
 def _let_in() -> bool:

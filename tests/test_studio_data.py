@@ -1,0 +1,80 @@
+"""The data page: writing an identity set, bringing files, and what is wrong with them."""
+
+from pathlib import Path
+
+import pytest
+from streamlit.testing.v1 import AppTest
+
+from tests.helpers_data import conversations
+
+EMPTY = {
+    "en": "No data is here yet. Write down who your assistant is, or bring a file.",
+    "zh": "这里还没有数据。写下你的助手是谁，或者上传一个文件。",
+}
+BAD_ROW = '{"messages": [{"role": "user", "content": "Who?"}]}\n'
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def visit(language: str = "en") -> AppTest:
+    def script(language: str) -> None:
+        from tunesmith.apps.studio.data_page import page
+        from tunesmith.language import set_language
+
+        set_language(language)
+        page()
+
+    page = AppTest.from_function(script, args=(language,), default_timeout=60).run()
+    assert not page.exception
+    return page
+
+
+@pytest.mark.parametrize("language", EMPTY)
+def test_without_data(language: str) -> None:
+    page = visit(language)
+    assert [info.value for info in page.info] == [EMPTY[language]]
+
+
+@pytest.mark.parametrize(
+    ("language", "said"), [("en", "172 of 172 rows"), ("zh", "172 行中有 172 行")]
+)
+def test_an_identity_set_is_written_and_found_good(language: str, said: str) -> None:
+    page = visit(language)
+    page.text_input[0].set_value("Momo")
+    page.button[0].click().run()
+    assert not page.exception
+    assert said in page.success[-1].value
+    rows = conversations(Path("data/me.jsonl"))
+    assert rows[0].identity is not None and rows[0].identity.name == "Momo"
+
+
+def test_nothing_is_overwritten(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data/me.jsonl").write_text(BAD_ROW)
+    page = visit()
+    page.button[0].click().run()
+    assert "data/me.jsonl" in page.error[0].value
+    assert (folder / "data/me.jsonl").read_text() == BAD_ROW
+
+
+@pytest.mark.parametrize("name", ["../me.jsonl", "/tmp/me.jsonl", ".jsonl", "me.exe", "me", ""])
+def test_a_name_that_leads_elsewhere_is_refused(name: str, folder: Path) -> None:
+    page = visit()
+    page.text_input[2].set_value(name)
+    page.button[0].click().run()
+    assert "is no name for a data file" in page.error[0].value
+    assert not list(folder.rglob("*me*"))
+
+
+def test_every_finding_is_shown_with_its_fix(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data/mine.jsonl").write_text(BAD_ROW)
+    page = visit()
+    assert page.warning[0].value == "0 of 1 rows can be trained on."
+    (row,) = page.dataframe[0].value.to_dict("records")
+    assert row["Place"].endswith("mine.jsonl:1") or "mine.jsonl" in row["Place"]
+    assert row["Problem"] and row["Fix"]
