@@ -5,7 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from tunesmith.models.store import LocalModel
 from tunesmith.runs import Run
 
 OUT = Path("runs/mine")
+ENDLESS = 100_000  # steps; these trainings are stopped
 
 
 @pytest.fixture
@@ -48,6 +49,7 @@ def kinds() -> list[str]:
 
 
 def test_a_training_outlives_the_page_that_began_it(settings: TrainSettings) -> None:
+    settings = replace(settings, max_steps=ENDLESS)
     server = (
         "import sys, time; from tunesmith.apps.studio.trainer import start; "
         "from tunesmith.config import TrainSettings; "
@@ -80,6 +82,7 @@ def test_stopped_and_gone_on_with(settings: TrainSettings) -> None:
 
 
 def test_one_name_is_begun_once(settings: TrainSettings) -> None:
+    settings = replace(settings, max_steps=ENDLESS)
     trainer.start(settings)
     with pytest.raises(RunError, match="runs/mine exists already"):
         trainer.start(settings)
@@ -126,7 +129,7 @@ def test_the_page_says_what_comes_first(
 
 
 def test_a_run_is_shown_as_it_stands(settings: TrainSettings) -> None:
-    trainer.start(settings)
+    trainer.start(replace(settings, max_steps=ENDLESS))
     wait_until(lambda: "Saved" in kinds())
     shown = page()
     assert [button.label for button in shown.button if button.label == "Stop"] == ["Stop"]
