@@ -1,6 +1,7 @@
 """Fixtures every test may use: an isolated home, and the one real model."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ from tests.hub_server import HubServer, running_hub
 from tunesmith.models.store import LocalModel
 
 os.environ["TUNESMITH_LANG"] = "en"  # messages are matched in English, on any machine
+
+
+@pytest.fixture(autouse=True)
+def main_module(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Streamlit's AppTest leaves its script behind as `__main__`, which child processes import."""
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import os
 
 import streamlit as st
 
+from tunesmith.apps.studio import PASSWORD
 from tunesmith.apps.studio.chat_page import page as chat_page
 from tunesmith.apps.studio.data_page import page as data_page
 from tunesmith.apps.studio.train_page import page as train_page
 from tunesmith.language import LANGUAGES, set_language, t
 
-PASSWORD = "TUNESMITH_PASSWORD"
 NAMES = {"en": "English", "zh": "中文"}
 
 

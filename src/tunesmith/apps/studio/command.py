@@ -9,11 +9,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from tunesmith.apps.studio import PASSWORD
 from tunesmith.config import require_range
 from tunesmith.errors import UsageError
 from tunesmith.language import t
 
-PASSWORD = "TUNESMITH_PASSWORD"
 APP = Path(__file__).with_name("app.py")
 THEME = {
     "theme.light.primaryColor": "#2f6f73",
