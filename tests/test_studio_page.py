@@ -44,7 +44,7 @@ def visit(language: str = "en", **address: str) -> AppTest:
 
 
 def say(page: AppTest, text: str) -> AppTest:
-    page.slider(key="max_tokens").set_value(12)
+    page.slider(key="chat-max-tokens").set_value(12)
     page.chat_input[0].set_value(text).run()
     assert not page.exception
     return page

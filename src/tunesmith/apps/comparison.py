@@ -41,7 +41,7 @@ def show(results: Iterable[Compared | Verdict]) -> int:
                 table.add_row(*_cells(item))
     screen.print(table)
     for verdict in verdicts:
-        for line in _sentences(verdict):
+        for line in verdict_lines(verdict):
             screen.print(line)
     return max(map(_exit_code, verdicts), default=0)
 
@@ -60,7 +60,8 @@ def _cells(pair: Compared) -> Iterator[Text]:
     yield Text(MARKS[right], style="green" if right else "red")
 
 
-def _sentences(verdict: Verdict) -> Iterator[str]:
+def verdict_lines(verdict: Verdict) -> Iterator[str]:
+    """What the answers amount to, a sentence a line."""
     learnt, kept, ended = verdict.learnt, verdict.kept, verdict.ended
     if learnt.total:
         yield t(

@@ -4,7 +4,7 @@ Identity questions are phrasings that no identity set trains on; neutral questio
 ones that are not about the assistant. Each is asked with and without the run's system prompt.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
 from pathlib import Path
@@ -120,23 +120,78 @@ def compare(
         DataError: The file holds no question.
         TunesmithError: The model or the adapter does not load.
     """
-    if not run.adapter.is_dir():
-        raise RunError(
-            t("{path} has not finished training; go on with `tunesmith train --resume {path}`.",
-              path=run.path)
-        )  # fmt: skip
+    asked = from_file(ask, run) if ask else held_out(run, questions)
     model = locate(run.settings.model)
     check_adapter(run.adapter, model)
-    asked = _from_file(ask, _system(run)) if ask else _held_out(run, questions)
     pipeline = open_pipeline(model, run.adapter, engine=engine, device=device, all_cores=True)
     try:
-        pairs = []
-        for pair in _pairs(pipeline, asked, _identity(run)):
-            pairs.append(pair)
-            yield pair
+        yield from ask_both(run, pipeline, asked)
     finally:
         pipeline.close()
+
+
+def ask_both(
+    run: Run, pipeline: Pipeline, asked: Sequence[Question]
+) -> Generator[Compared | Verdict, None, None]:
+    """`compare` with the run's model already open, and questions already chosen."""
+    pairs = []
+    for pair in _pairs(pipeline, asked, _identity(run)):
+        pairs.append(pair)
+        yield pair
     yield verdict(pairs)
+
+
+def held_out(run: Run, count: int = QUESTIONS) -> list[Question]:
+    """Identity questions if the run has an identity, else its held-out rows; and neutral ones.
+
+    Raises:
+        RunError: The run has no adapter yet.
+    """
+    who, system = run.data.get("identity"), _system(run)
+    found: list[Question] = []
+    if who is not None:
+        texts = _alternating([identity.held_out([language]) for language in who["languages"]])
+        found += _both_ways("identity", texts[:count], system)
+    elif run.held_out.exists():
+        rows = [row for row in read([run.held_out]) if isinstance(row, Conversation)]
+        found += [_from_row("held_out", row, None) for row in rows[:count]]
+    return [*found, *_both_ways("neutral", neutral.held_out(count), system)]
+
+
+def from_texts(texts: Iterable[str], run: Run) -> list[Question]:
+    """Questions of one's own, behind the system prompt the run was trained with.
+
+    Raises:
+        RunError: The run has no adapter yet.
+        DataError: There is none.
+    """
+    system = _system(run)
+    found = [_question("asked", text.strip(), system) for text in texts if text.strip()]
+    if not found:
+        raise DataError(t("There is no question; write one a line."))
+    return found
+
+
+def from_file(file: Path, run: Run) -> list[Question]:
+    """Those of a file: text, one a line, or any training format.
+
+    Raises:
+        RunError: The run has no adapter yet.
+        DataError: The file holds no question.
+    """
+    system = _system(run)
+    if file.suffix == ".txt":
+        texts = file.read_text("utf-8-sig").splitlines()
+        found = [_question("asked", text.strip(), system) for text in texts if text.strip()]
+    else:
+        rows = [row for row in read([file]) if isinstance(row, Conversation)]
+        found = [_from_row("asked", row, system) for row in rows]
+    if not found:
+        raise DataError(
+            t("{file} holds no question; write one a line in a .txt file, or give training rows.",
+              file=file)
+        )  # fmt: skip
+    return found
 
 
 def verdict(pairs: Sequence[Compared]) -> Verdict:
@@ -188,34 +243,6 @@ def _kept(before: str, after: str, who: Identity | None) -> bool:
     return not any(name in after and name not in before for name in names)
 
 
-def _held_out(run: Run, count: int) -> list[Question]:
-    """Identity questions if the run has an identity, else its held-out rows; and neutral ones."""
-    who, system = run.data.get("identity"), _system(run)
-    found: list[Question] = []
-    if who is not None:
-        texts = _alternating([identity.held_out([language]) for language in who["languages"]])
-        found += _both_ways("identity", texts[:count], system)
-    elif run.held_out.exists():
-        rows = [row for row in read([run.held_out]) if isinstance(row, Conversation)]
-        found += [_from_row("held_out", row, None) for row in rows[:count]]
-    return [*found, *_both_ways("neutral", neutral.held_out(count), system)]
-
-
-def _from_file(file: Path, system: str | None) -> list[Question]:
-    if file.suffix == ".txt":
-        lines = [line.strip() for line in file.read_text("utf-8-sig").splitlines()]
-        found = [_question("asked", line, system) for line in lines if line]
-    else:
-        rows = [row for row in read([file]) if isinstance(row, Conversation)]
-        found = [_from_row("asked", row, system) for row in rows]
-    if not found:
-        raise DataError(
-            t("{file} holds no question; write one a line in a .txt file, or give training rows.",
-              file=file)
-        )  # fmt: skip
-    return found
-
-
 def _from_row(kind: Kind, row: Conversation, system: str | None) -> Question:
     """The row up to its last answer, which is the reference."""
     last = max(index for index, turn in enumerate(row.messages) if turn.role == "assistant")
@@ -243,6 +270,11 @@ def _identity(run: Run) -> Identity | None:
 
 
 def _system(run: Run) -> str | None:
+    if not run.adapter.is_dir():
+        raise RunError(
+            t("{path} has not finished training; go on with `tunesmith train --resume {path}`.",
+              path=run.path)
+        )  # fmt: skip
     info = read_info(run.adapter)
     return info.system if info is not None else None
 

@@ -15,10 +15,10 @@ from tunesmith.apps.studio.history import (
     messages,
 )
 from tunesmith.apps.studio.inert import inert_markdown
-from tunesmith.apps.studio.parts import desk, history, parties, sentences
-from tunesmith.engines.base import MOST_SEED, MOST_TEMPERATURE, Sampling
+from tunesmith.apps.studio.parts import desk, history, parties, sentences, trained_system
+from tunesmith.apps.studio.sampling_form import sampling_form
+from tunesmith.engines.base import Sampling
 from tunesmith.language import t
-from tunesmith.models.adapter import read_info
 from tunesmith.models.fetch import Progress
 from tunesmith.models.hub import Notice, pull
 
@@ -107,19 +107,13 @@ def _settings(target: str, conversation: Conversation | None) -> tuple[str | Non
         own = conversation is not None and conversation.target == target
         system = st.text_area(
             t("System prompt"),
-            (conversation.system if own and conversation else _trained_system(target)) or "",
+            (conversation.system if own and conversation else trained_system(target)) or "",
             key=f"system-{id}-{target}",
         )
         adapter = runs.is_run(target) and st.toggle(
             t("Adapter"), value=True, key="adapter", help=t("Off: the base model answers.")
         )
-        left, right = st.columns(2)
-        sampling = Sampling(
-            temperature=left.slider(t("Temperature"), 0.0, MOST_TEMPERATURE, 0.7, 0.05),
-            top_p=right.slider("top-p", 0.0, 1.0, 0.9, 0.05),
-            max_tokens=left.slider(t("Most new tokens"), 1, 4096, 512, key="max_tokens"),
-            seed=int(right.number_input(t("Seed"), 0, MOST_SEED, 42)),
-        )
+        sampling = sampling_form("chat")
     return system.strip() or None, sampling, adapter
 
 
@@ -227,12 +221,6 @@ def _how_it_went(turn: Turn) -> str:
         "cancelled": t("stopped"),
     }
     return " · ".join([text, *([ends[told["finish"]]] if told["finish"] in ends else [])])
-
-
-def _trained_system(target: str) -> str | None:
-    """The system prompt a run was trained with."""
-    info = read_info(runs.find(target).adapter) if runs.is_run(target) else None
-    return info.system if info is not None else None
 
 
 def _go_to(id: str | None) -> None:

@@ -10,6 +10,7 @@ from tunesmith.apps.studio.desk import Desk
 from tunesmith.apps.studio.history import History
 from tunesmith.chat import open_chat
 from tunesmith.errors import TunesmithError
+from tunesmith.models.adapter import read_info
 from tunesmith.models.store import installed
 
 
@@ -29,6 +30,12 @@ def parties() -> list[str]:
     finished = [run for run in runs.every() if run.adapter.is_dir()]
     finished.sort(key=lambda run: run.adapter.stat().st_mtime, reverse=True)
     return [*(str(run.path) for run in finished), *(model.name for model in installed())]
+
+
+def trained_system(target: str) -> str | None:
+    """The system prompt a run was trained with."""
+    info = read_info(runs.find(target).adapter) if runs.is_run(target) else None
+    return info.system if info is not None else None
 
 
 @contextmanager
