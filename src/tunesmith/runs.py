@@ -6,6 +6,7 @@ runs/NAME/
   replay.safetensors  the base model's own answers that were mixed in
   held_out.jsonl      rows kept from training
   metrics.jsonl       one event a line
+  notes.md            what the user wrote about it
   initial/            the adapter before the first step (PiSSA and OLoRA only)
   adapter/            what PEFT loads, and tunesmith.json
   checkpoints/        step-000040/ …, each with a manifest.json written last
@@ -14,10 +15,13 @@ runs/NAME/
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from datetime import datetime
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import tomli_w
@@ -73,6 +77,59 @@ class Run:
         return self.path / "held_out.jsonl"
 
     @property
+    def notes(self) -> str:
+        """What the user wrote about it; empty at first.
+
+        Raises:
+            RunError: The file cannot be read.
+        """
+        try:
+            return self._notes.read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+        except (OSError, ValueError) as error:
+            raise RunError(
+                t("{file} cannot be read ({error}).", file=self._notes, error=error)
+            ) from None
+
+    def write_notes(self, text: str) -> None:
+        """Keep what the user wrote about it.
+
+        Raises:
+            RunError: The run is gone, or the disk is full or not writable.
+        """
+        if not self.path.is_dir():
+            raise RunError(t("{path} is gone.", path=self.path))
+        try:
+            paths.write_atomic(self._notes, text)
+        except OSError as error:
+            raise RunError(
+                t("{path} cannot be written ({reason}).", path=self._notes, reason=error.strerror)
+            ) from None
+
+    @property
+    def _notes(self) -> Path:
+        return self.path / "notes.md"
+
+    @property
+    def begun(self) -> datetime:
+        """When it was begun, in this machine's time.
+
+        Raises:
+            RunError: It is gone.
+        """
+        try:
+            return datetime.fromtimestamp((self.path / "config.toml").stat().st_mtime)
+        except OSError:
+            raise RunError(t("{path} is gone.", path=self.path)) from None
+
+    @property
+    def size(self) -> int:
+        """Bytes of all its files."""
+        files = (Path(at) / name for at, _, names in os.walk(self.path) for name in names)
+        return sum(map(_size, files))
+
+    @property
     def settings(self) -> TrainSettings:
         """The settings the run was made with.
 
@@ -118,11 +175,23 @@ class Run:
             ) from None  # fmt: skip
 
     def events(self) -> list[dict[str, Any]]:
-        """What `metrics.jsonl` holds; a last line cut off by a crash is left out."""
-        if not self.metrics.exists():
+        """What `metrics.jsonl` holds; a last line cut off by a crash is left out.
+
+        Raises:
+            RunError: It cannot be read, or another line is no event.
+        """
+        try:
+            text = self.metrics.read_text("utf-8")
+            events = [json.loads(line) for line in text.split("\n")[:-1] if line]
+        except FileNotFoundError:
             return []
-        whole = [line for line in self.metrics.read_text("utf-8").split("\n")[:-1] if line]
-        return [json.loads(line) for line in whole]
+        except (OSError, ValueError) as error:
+            raise RunError(
+                t("{file} cannot be read ({error}).", file=self.metrics, error=error)
+            ) from None
+        if not all(isinstance(event, dict) and "event" in event for event in events):
+            raise RunError(t("{file} does not hold events.", file=self.metrics))
+        return events
 
     def rewind(self, step: int) -> None:
         """Forget events after `step`, which a resumed run will meet again."""
@@ -208,6 +277,31 @@ def every() -> list[Run]:
     return [Run(file.parent) for file in sorted(paths.runs_dir().glob("*/config.toml"))]
 
 
+def remove(run: Run) -> int:
+    """Delete a run with all that is in it; returns the bytes freed.
+
+    Raises:
+        RunError: It is gone, it is being trained, or the system refuses.
+    """
+    if not run.path.is_dir():
+        raise RunError(t("{path} is gone.", path=run.path))
+    if (pid := run.trainer) is not None:
+        raise RunError(t("{path} is being trained by process {pid}; stop that first.",
+                         path=run.path, pid=pid))  # fmt: skip
+    size = run.size
+    try:
+        with run.lock():
+            # Out of sight in one rename, so that no half of a run is ever taken for one.
+            grave = Path(mkdtemp(prefix=f".{run.name}.", suffix=".old", dir=run.path.parent))
+            run.path.rename(grave / run.name)
+            shutil.rmtree(grave)
+    except OSError as error:
+        raise RunError(
+            t("{path} cannot be deleted ({reason}).", path=run.path, reason=error.strerror)
+        ) from None
+    return size
+
+
 def require_same(run: Run, settings: TrainSettings) -> None:
     """Refuse to resume a run with other settings than it began with.
 
@@ -246,6 +340,13 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(t("{file} does not hold a JSON object.", file=file))
     return content
+
+
+def _size(file: Path) -> int:
+    try:
+        return file.lstat().st_size
+    except FileNotFoundError:
+        return 0  # training replaces its checkpoints
 
 
 def _new_path() -> Path:

@@ -47,26 +47,30 @@ def pull(
     update: Annotated[
         bool, Parameter(help="Look for a newer revision of a model that is here.", negative=())
     ] = False,
+    json: Annotated[bool, Parameter(help="Print each event as a JSON line.", negative=())] = False,
 ) -> None:
-    """Download the model, with a bar."""
-    from tunesmith.apps.terminal import show_pull
+    """Download the model, with a bar or as events."""
+    from tunesmith.apps.terminal import print_pull, show_pull
     from tunesmith.models.hub import pull as events_of
     from tunesmith.models.tokenizer import load_tokenizer
 
+    show = print_pull if json else show_pull
     try:
-        arrived = show_pull(events_of(model, source=source, update=update))
+        arrived = show(events_of(model, source=source, update=update))
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             t("the download was stopped; the same command goes on where it was.")
         ) from None
     if arrived.is_gguf:
         load_tokenizer(arrived)  # converted once, here, so that the first chat need not wait
-    print(t("Next: tunesmith chat {model}", model=model))
+    if not json:
+        print(t("Next: tunesmith chat {model}", model=model))
 
 
 def models(*, json: Json = False) -> None:
     """Print what is here, then what can be fetched by a short name."""
-    from tunesmith.apps.terminal import console, print_json, size, table
+    from tunesmith.apps.figures import size
+    from tunesmith.apps.terminal import console, print_json, table
     from tunesmith.models.catalog import CATALOG
     from tunesmith.models.store import installed
 
@@ -98,7 +102,7 @@ def remove(
     name: Annotated[str, Parameter(help="A name that `tunesmith models` shows.")], /
 ) -> None:
     """Delete the model's files."""
-    from tunesmith.apps.terminal import size
+    from tunesmith.apps.figures import size
     from tunesmith.models.store import remove as delete
 
     freed = delete(name)

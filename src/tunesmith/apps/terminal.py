@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from tunesmith.apps.figures import Speed, duration, size
 from tunesmith.apps.inert import inert
 from tunesmith.language import t
 from tunesmith.training.events import (
@@ -45,25 +46,6 @@ def console() -> Console:
     return Console(
         width=width, highlight=False, markup=False, emoji=False, soft_wrap=width is not None
     )
-
-
-def size(count: float) -> str:
-    """Bytes for people: 98.1 MB."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: 3 min 20 s."""
-    whole = round(seconds)
-    if whole < 60:
-        return t("{s} s", s=whole)
-    if whole < 3600:
-        return t("{m} min {s} s", m=whole // 60, s=whole % 60)
-    return t("{h} h {m} min", h=whole // 3600, m=whole % 3600 // 60)
 
 
 def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
@@ -126,6 +108,23 @@ def show_pull(events: "Iterable[PullEvent]") -> "LocalModel":
     raise AssertionError("a pull ends with Ready or an error")
 
 
+def print_pull(events: "Iterable[PullEvent]") -> "LocalModel":
+    """Each event as one JSON line, progress once a second; returns what arrived."""
+    from tunesmith.models.fetch import Progress as Fetched
+    from tunesmith.models.hub import Ready
+
+    next_line = 0.0
+    for event in events:
+        if isinstance(event, Fetched):
+            if (now := time.monotonic()) < next_line:
+                continue
+            next_line = now + 1
+        print_json({"event": type(event).__name__} | asdict(event))
+        if isinstance(event, Ready):
+            return event.model
+    raise AssertionError("a pull ends with Ready or an error")
+
+
 def _chosen(event: "Chosen") -> str:
     return t(
         "{repo} from {source}, revision {revision}: {size}, licence {licence}",
@@ -135,28 +134,6 @@ def _chosen(event: "Chosen") -> str:
         size=size(event.total_bytes),
         licence=event.licence,
     )
-
-
-class Speed:
-    """Bytes a second over the last few seconds, and the time that is left."""
-
-    def __init__(self) -> None:
-        self._seen: deque[tuple[float, int]] = deque(maxlen=50)
-
-    def figures(self, done: int, total: int) -> str:
-        """What stands beside a download's bar."""
-        self._seen.append((time.monotonic(), done))
-        (start, first), (now, last) = self._seen[0], self._seen[-1]
-        text = f"{size(done)} / {size(total)}"
-        if last == first or now == start:
-            return text
-        rate = (last - first) / (now - start)
-        return t(
-            "{text}, {rate}/s, {left} left",
-            text=text,
-            rate=size(rate),
-            left=duration((total - done) / rate),
-        )
 
 
 class TrainingJson:

@@ -9,6 +9,8 @@ from tunesmith.apps.studio import PASSWORD
 from tunesmith.apps.studio.chat_page import page as chat_page
 from tunesmith.apps.studio.compare_page import page as compare_page
 from tunesmith.apps.studio.data_page import page as data_page
+from tunesmith.apps.studio.models_page import page as models_page
+from tunesmith.apps.studio.runs_page import page as runs_page
 from tunesmith.apps.studio.train_page import page as train_page
 from tunesmith.language import LANGUAGES, set_language, t
 
@@ -24,8 +26,10 @@ def main() -> None:
     pages = [
         st.Page(chat_page, title=t("Chat"), icon=":material/chat:", url_path="chat", default=True),
         st.Page(compare_page, title=t("Compare"), icon=":material/compare:", url_path="compare"),
+        st.Page(models_page, title=t("Models"), icon=":material/deployed_code:", url_path="models"),
         st.Page(data_page, title=t("Data"), icon=":material/table_rows:", url_path="data"),
         st.Page(train_page, title=t("Train"), icon=":material/model_training:", url_path="train"),
+        st.Page(runs_page, title=t("Runs"), icon=":material/history:", url_path="runs"),
     ]
     st.navigation(pages, position="top").run()
 

@@ -7,6 +7,8 @@ from dataclasses import asdict
 import streamlit as st
 
 from tunesmith import runs
+from tunesmith.apps.studio import puller
+from tunesmith.apps.studio.downloads import begin, show_downloads
 from tunesmith.apps.studio.history import (
     Conversation,
     Turn,
@@ -19,8 +21,6 @@ from tunesmith.apps.studio.parts import desk, history, parties, sentences, train
 from tunesmith.apps.studio.sampling_form import sampling_form
 from tunesmith.engines.base import Sampling
 from tunesmith.language import t
-from tunesmith.models.fetch import Progress
-from tunesmith.models.hub import Notice, pull
 
 PACKAGED = "smollm2-135m"  # comes as a Python package, so that it needs no hub
 REDRAW = 0.1  # seconds between two redraws of a growing answer
@@ -47,15 +47,11 @@ def _welcome() -> None:
     st.write(
         t("None is here yet. {model} is small (93 MB) and talks on any computer.", model=PACKAGED)
     )
-    if st.button(t("Download {model}", model=PACKAGED), type="primary"):
-        bar = st.progress(0.0)
-        for event in pull(PACKAGED):
-            match event:
-                case Progress(done=done, total=total):
-                    bar.progress(min(1.0, done / total) if total else 0.0)
-                case Notice(text=text):
-                    st.caption(text)
-        st.rerun()
+    show_downloads()
+    if all(pull.spec != PACKAGED for pull in puller.every()) and st.button(
+        t("Download {model}", model=PACKAGED), type="primary"
+    ):
+        begin(PACKAGED)
 
 
 def _sidebar(conversation: Conversation | None) -> None:

@@ -2,27 +2,17 @@
 
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
 import tomli_w
 
 from tunesmith import paths
+from tunesmith.apps.studio.child import spawn
 from tunesmith.config import TrainSettings
 from tunesmith.errors import RunError
-from tunesmith.language import current_language, t
+from tunesmith.language import t
 from tunesmith.runs import Run, settings_to
-
-_COMMAND = [
-    sys.executable,
-    "-c",
-    "import sys; from tunesmith.apps.cli import main; sys.exit(main())",
-]
-
-
-_children: list["subprocess.Popen[bytes]"] = []  # kept until they end, then cleared away
 
 
 def log_of(run: Path) -> Path:
@@ -77,9 +67,4 @@ def _spawn(run: Path, words: Iterable[str]) -> None:
     log = log_of(run)
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as out:
-        child = subprocess.Popen(
-            [*_COMMAND, "--lang", current_language(), *words],
-            stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
-        )  # fmt: skip
-    _children[:] = [one for one in _children if one.poll() is None]
-    _children.append(child)
+        spawn(words, out)
