@@ -75,6 +75,53 @@ def test_every_finding_is_shown_with_its_fix(folder: Path) -> None:
     (folder / "data/mine.jsonl").write_text(BAD_ROW)
     page = visit()
     assert page.warning[0].value == "0 of 1 rows can be trained on."
-    (row,) = page.dataframe[0].value.to_dict("records")
+    (findings,) = [one.value for one in page.dataframe if "Fix" in one.value]
+    (row,) = findings.to_dict("records")
     assert row["Place"].endswith("mine.jsonl:1") or "mine.jsonl" in row["Place"]
     assert row["Problem"] and row["Fix"]
+
+
+PASTED = {
+    '{"instruction": "Q", "output": "A"}\n{"instruction": "R", "output": "B"}': "mine.jsonl",
+    '[{"instruction": "Q", "output": "A"}]': "mine.json",
+    '{\n "instruction": "Q",\n "output": "A"\n}': "mine.json",
+    "instruction,output\nQ,A": "mine.csv",
+}
+
+
+@pytest.mark.parametrize("text", PASTED)
+def test_pasted_text_is_kept_and_checked(text: str) -> None:
+    page = visit()
+    page.text_area[0].set_value(text)
+    next(field for field in page.text_input if field.value == "pasted").set_value("mine")
+    next(button for button in page.button if button.label == "Keep it").click().run()
+    assert not page.exception
+    file = Path("data") / PASTED[text]
+    assert page.selectbox[0].value == str(file)
+    assert file.read_text() == text
+    assert page.success[0].value.endswith("rows can be trained on.")
+
+
+def test_pasted_nonsense_is_a_finding() -> None:
+    page = visit()
+    page.text_area[0].set_value("no data at all")
+    next(button for button in page.button if button.label == "Keep it").click().run()
+    assert "0 of" in page.warning[0].value
+    assert Path("data/pasted.csv").read_text() == "no data at all"
+
+
+@pytest.mark.parametrize(
+    ("language", "fix"), [("en", "Fix what is certain (2)"), ("zh", "修好有把握的问题（2）")]
+)
+def test_what_is_certain_is_fixed_in_a_new_file(language: str, fix: str, folder: Path) -> None:
+    (folder / "data").mkdir()
+    row = '{"instruction": "Q", "output": "A"}\n'
+    bad = f"\ufeff{row}{row}{BAD_ROW}"
+    (folder / "data/mine.jsonl").write_text(bad, encoding="utf-8")
+    page = visit(language)
+    next(button for button in page.button if button.label == fix).click().run()
+    assert not page.exception
+    assert page.selectbox[0].value == "data/mine-fixed.jsonl"
+    assert Path("data/mine-fixed.jsonl").read_text() == row + BAD_ROW
+    assert Path("data/mine.jsonl").read_text(encoding="utf-8") == bad
+    assert not [button for button in page.button if fix[:3] in button.label]

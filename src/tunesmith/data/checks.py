@@ -16,13 +16,14 @@ from tunesmith.data.sources import parsed_rows
 from tunesmith.errors import DataError
 from tunesmith.language import t
 
+CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+
 _CODE = re.compile(r"```.*?```|`[^`\n]*`", re.DOTALL)
 _PLACEHOLDER = re.compile(r"\{\{\s*([A-Za-z_][\w.-]{0,39})\s*\}\}")
 _IDENTITY_PLACEHOLDERS = {"name", "author"}
 _CONTROL_TOKEN = re.compile(
     r"<\|[^|<>\s]{1,40}\|>|</?s>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<(?:bos|eos|pad|unk)>"
 )
-_CONTROL_CHARACTER = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _SHOWN_IN_ERROR = 3
 
 
@@ -225,7 +226,7 @@ def _text(message: Message, name: str, place: Place) -> Iterator[Finding]:
             t("Delete it if a chat template put it there."),
             "warning",
         )
-    if character := _CONTROL_CHARACTER.search(content):
+    if character := CONTROL_CHARACTER.search(content):
         yield _finding(
             "control-character",
             place,

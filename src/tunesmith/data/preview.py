@@ -111,7 +111,8 @@ def preview_html(
     """
     numbers = "".join(f"<li>{escape(line)}</li>" for line in summary(lengths(samples, max_length)))
     body = "".join(
-        _article(number, sample, tokenizer, max_length) for number, sample in enumerate(samples, 1)
+        sample_html(number, sample, tokenizer, max_length)
+        for number, sample in enumerate(samples, 1)
     )
     legend = f'<span class="t">{escape(t("trained"))}</span> {escape(t("read only"))}'
     if max_length is not None:
@@ -123,6 +124,25 @@ def preview_html(
         legend=legend,
         body=body,
         style=_STYLE,
+    )
+
+
+def sample_html(
+    number: int, sample: Sample, tokenizer: ChatTokenizer, max_length: int | None = None
+) -> str:
+    """One sample as a heading and a `pre`; its trained tokens have the class `t`, cut ones are `s`.
+
+    Every text in it is escaped.
+    """
+    limit = len(sample.input_ids) if max_length is None else max_length
+    heading = t(
+        "Sample {number}: {tokens} tokens, {trained} trained",
+        number=number,
+        tokens=len(sample.input_ids),
+        trained=sum(sample.trained),
+    )
+    return (
+        f"<h2>{escape(heading)}</h2><pre>{''.join(_marks(spans(sample, tokenizer), limit))}</pre>"
     )
 
 
@@ -149,19 +169,6 @@ def summary(counted: Lengths) -> list[str]:
     if counted.emptied:
         lines.append(t("{count} samples have nothing to train.", count=counted.emptied))
     return lines
-
-
-def _article(number: int, sample: Sample, tokenizer: ChatTokenizer, max_length: int | None) -> str:
-    limit = len(sample.input_ids) if max_length is None else max_length
-    heading = t(
-        "Sample {number}: {tokens} tokens, {trained} trained",
-        number=number,
-        tokens=len(sample.input_ids),
-        trained=sum(sample.trained),
-    )
-    return (
-        f"<h2>{escape(heading)}</h2><pre>{''.join(_marks(spans(sample, tokenizer), limit))}</pre>"
-    )
 
 
 def _marks(found: Iterable[Span], limit: int) -> Iterator[str]:

@@ -36,6 +36,16 @@ def parsed_rows(files: Sequence[Path]) -> Iterator[Parsed | Finding]:
     return (item for file in files for item in _file_rows(file))
 
 
+def is_lines(file: Path) -> bool:
+    """Whether each line of the file is a row of its own (JSONL), whatever its name.
+
+    Raises:
+        UsageError: The file is missing, is a folder, or may not be opened.
+    """
+    _require_file(file)
+    return _reader(file, _head(file)) is line_rows
+
+
 def _file_rows(file: Path) -> Iterator[Parsed | Finding]:
     unused_seen: set[str] = set()
     is_empty = True
@@ -59,8 +69,7 @@ def _file_rows(file: Path) -> Iterator[Parsed | Finding]:
 
 
 def _raw_rows(file: Path) -> Iterator[Row | Finding]:
-    with file.open("rb") as stream:
-        head = stream.read(_HEAD_BYTES)
+    head = _head(file)
     if head.startswith(BOM):
         yield _byte_order_mark(file)
     reader = _reader(file, head)
@@ -68,6 +77,11 @@ def _raw_rows(file: Path) -> Iterator[Row | Finding]:
         yield reader
     else:
         yield from reader(file)
+
+
+def _head(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return stream.read(_HEAD_BYTES)
 
 
 def _reader(file: Path, head: bytes) -> RowReader | Finding:

@@ -149,10 +149,14 @@ def tokenizer_folder(model: LocalModel) -> Path:
     Raises:
         ModelError: There is none that can be read.
     """
-    if not model.is_gguf and (model.path / "tokenizer.json").is_file():
+    if _has_own_file(model):
         return model.path
-    target = cache_dir() / "tokenizers" / model.sha256
-    return made_once(target, lambda folder: _convert(model, folder))
+    return made_once(_converted(model), lambda folder: _convert(model, folder))
+
+
+def is_converted(model: LocalModel) -> bool:
+    """Whether `load_tokenizer` has nothing left to convert, and so does without transformers."""
+    return _has_own_file(model) or _converted(model).is_dir()
 
 
 def read_tokenizer(folder: Path) -> ChatTokenizer:
@@ -163,6 +167,14 @@ def read_tokenizer(folder: Path) -> ChatTokenizer:
     """
     config = _read_config(folder)
     return ChatTokenizer(folder / "tokenizer.json", config, _read_template(folder, config))
+
+
+def _has_own_file(model: LocalModel) -> bool:
+    return not model.is_gguf and (model.path / "tokenizer.json").is_file()
+
+
+def _converted(model: LocalModel) -> Path:
+    return cache_dir() / "tokenizers" / model.sha256
 
 
 def _convert(model: LocalModel, folder: Path) -> None:
