@@ -20,6 +20,7 @@ from tunesmith.data.identity import write_identity
 from tunesmith.errors import RunError
 from tunesmith.models.store import LocalModel
 from tunesmith.runs import Run
+from tunesmith.training.events import Failed, Finished
 
 OUT = Path("runs/mine")
 ENDLESS = 100_000  # steps; these trainings are stopped
@@ -100,25 +101,48 @@ def test_a_number_left_in_a_lock_is_nobody(settings: TrainSettings) -> None:
         assert run.trainer == os.getpid()
 
 
-def page() -> AppTest:
-    def script() -> None:
+def page(language: str = "en") -> AppTest:
+    def script(language: str) -> None:
         from tunesmith.apps.studio.train_page import page
+        from tunesmith.language import set_language
 
+        set_language(language)
         page()
 
-    page = AppTest.from_function(script, default_timeout=60).run()
+    page = AppTest.from_function(script, args=(language,), default_timeout=120).run()
     assert not page.exception
     return page
 
 
-def test_the_page_says_what_comes_first(
-    tmp_path: Path, home: Path, smollm2: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert page().info[0].value == "A model comes first: get one on the chat page."
+@pytest.fixture
+def real(home: Path, smollm2: LocalModel) -> None:
+    """The real model is there."""
     home.mkdir()
     (home / "models").symlink_to(smollm2.path.parents[1])
-    assert page().info[0].value == "Data comes first: write some on the data page."
+
+
+FIRST = {
+    "en": ("A model comes first: get one on the chat page.",
+           "Data comes first: write some on the data page."),
+    "zh": ("先要有模型：到聊天页下载一个。", "先要有数据：到数据页写一份。"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("language", FIRST)
+def test_the_page_says_what_comes_first(
+    language: str, tmp_path: Path, home: Path, smollm2: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert page(language).info[0].value == FIRST[language][0]
+    home.mkdir()
+    (home / "models").symlink_to(smollm2.path.parents[1])
+    assert page(language).info[0].value == FIRST[language][1]
+
+
+def test_every_setting_has_a_widget(
+    tmp_path: Path, real: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     write_identity(Path("data/me.jsonl"), "Anvil", "Smith")
     form = page()
     labels = {widget.label for kind in (form.number_input, form.text_input, form.selectbox,
@@ -128,13 +152,45 @@ def test_the_page_says_what_comes_first(
     assert wanted <= labels
 
 
-def test_a_run_is_shown_as_it_stands(settings: TrainSettings) -> None:
+STATES = {
+    "en": ("Stop", "Stopped; it can go on from its last checkpoint.", "Go on", "Trained"),
+    "zh": ("停止", "已停止；可以从最后一个检查点继续。", "继续", "训练好了"),
+}
+
+
+@pytest.mark.parametrize("language", STATES)
+def test_a_run_is_shown_as_it_stands(language: str, settings: TrainSettings) -> None:
+    stop, stopped, go_on, done = STATES[language]
     trainer.start(replace(settings, max_steps=ENDLESS))
     wait_until(lambda: "Saved" in kinds())
-    shown = page()
-    assert [button.label for button in shown.button if button.label == "Stop"] == ["Stop"]
-    next(button for button in shown.button if button.label == "Stop").click().run()
+    busy = page(language)
+    next(button for button in busy.button if button.label == stop).click().run()
     wait_until(lambda: runs.find(OUT).trainer is None)
-    stopped = page()
-    assert stopped.warning[0].value == "Stopped; it can go on from its last checkpoint."
-    assert any(button.label == "Go on" for button in stopped.button)
+    rests = page(language)
+    assert rests.warning[0].value == stopped
+    assert any(button.label == go_on for button in rests.button)
+    runs.find(OUT).record(Failed("The disk is full.", None))
+    assert page(language).error[0].value == "The disk is full."
+    runs.find(OUT).record(Finished(5, OUT / "adapter", None, stopped_early=False))
+    assert page(language).success[0].value.startswith(done)
+
+
+def test_the_plan_is_told_before_the_start(
+    tmp_path: Path, real: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_identity(Path("data/me.jsonl"), "Anvil", "Smith", languages=["en"])
+    shown = page("zh")
+    shown.number_input(key="setting-replay").set_value(0)
+    shown.number_input(key="setting-batch_size").set_value(1)
+    shown.number_input(key="setting-max_steps").set_value(1)
+    shown.button(key="plan").click().run()
+    assert not shown.exception and not shown.error
+    figures = {metric.label: metric.value for metric in shown.metric}
+    assert list(figures) == ["时间", "内存", "步数", "token"]
+    assert figures["步数"] == "1"
+    assert not Path("runs").exists()
+    Path("data/me.jsonl").write_text('{"messages": []}\n')
+    shown.number_input(key="setting-max_steps").set_value(2)
+    shown.button(key="plan").click().run()
+    assert "me.jsonl" in shown.error[0].value

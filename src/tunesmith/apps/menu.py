@@ -62,6 +62,11 @@ COMMANDS: dict[str, Command] = {
         "Turn any accepted form into one clean messages JSONL.",
         "tunesmith data convert alpaca.json -o chats.jsonl",
     ),
+    "plan": Command(
+        "tunesmith.apps.train_command:plan",
+        "What a training will take, from a few real steps: time, memory, tokens.",
+        "tunesmith plan --model smollm2-135m --data me.jsonl",
+    ),
     "train": Command(
         "tunesmith.apps.train_command:train",
         "Fine-tune with LoRA; progress is live, and a stopped run resumes.",
@@ -79,7 +84,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "studio": Command(
         "tunesmith.apps.studio.command:studio",
-        "The web page: chat, data and training in the browser.",
+        "The web page: chat, compare, data and training in the browser.",
         "tunesmith studio",
     ),
 }

@@ -18,7 +18,7 @@ from tunesmith.language import t
 if TYPE_CHECKING:
     from cyclopts.argument import Argument, ArgumentCollection
 
-RECIPE = "RECIPE"  # the name cyclopts gives the positional argument of `train`
+RECIPE = "RECIPE"  # the name cyclopts gives the positional argument of `train` and `plan`
 
 
 def run_command(name: str, words: Sequence[str]) -> int:
@@ -57,7 +57,7 @@ def _app(name: str) -> App:
         help_flags=(),
         version_flags=(),
         default_parameter=Parameter(negative_iterable=(), consume_multiple=True),
-        config=_use_recipe if name == "train" else None,
+        config=_use_recipe if name in ("train", "plan") else None,
     )
 
 

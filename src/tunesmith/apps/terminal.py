@@ -32,6 +32,8 @@ from tunesmith.training.events import (
 )
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from tunesmith.data.preview import Span
     from tunesmith.models.hub import Chosen, PullEvent
     from tunesmith.models.store import LocalModel
@@ -61,6 +63,11 @@ def table(titles: Iterable[str], rows: Iterable[Iterable[str]]) -> Table:
 def print_json(value: Any) -> None:
     """One JSON document on one line of stdout."""
     print(json.dumps(value, ensure_ascii=False, default=str), flush=True)
+
+
+def print_event(event: "DataclassInstance") -> None:
+    """Its fields as one JSON line, its kind under `event`."""
+    print_json({"event": type(event).__name__} | asdict(event))
 
 
 def sample_text(spans: "Iterable[Span]", max_length: int | None, screen: Console) -> Text:
@@ -119,7 +126,7 @@ def print_pull(events: "Iterable[PullEvent]") -> "LocalModel":
             if (now := time.monotonic()) < next_line:
                 continue
             next_line = now + 1
-        print_json({"event": type(event).__name__} | asdict(event))
+        print_event(event)
         if isinstance(event, Ready):
             return event.model
     raise AssertionError("a pull ends with Ready or an error")
@@ -147,7 +154,7 @@ class TrainingJson:
 
     def show(self, event: Event) -> None:
         """Print one event."""
-        print_json({"event": type(event).__name__} | asdict(event))
+        print_event(event)
 
 
 class Counter:

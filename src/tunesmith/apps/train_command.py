@@ -1,4 +1,4 @@
-"""`tunesmith train`: settings from flags and recipe, events to the screen, curves to the run."""
+"""`train` and `plan`: settings from flags and recipe, events to the screen, curves to the run."""
 
 import shlex
 from collections.abc import Iterable
@@ -7,21 +7,25 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from tunesmith.apps.figures import duration, size
 from tunesmith.config import TrainSettings
 from tunesmith.errors import UsageError
 from tunesmith.language import t
 
 if TYPE_CHECKING:
     from tunesmith.training.events import Event
+    from tunesmith.training.forecast import Forecast
 
 WIDEST_PLOT = 100
 
+Recipe = Annotated[
+    Path | None,
+    Parameter(help="TOML file of settings, or a run to take them from; a flag beside it wins."),
+]
+
 
 def train(
-    recipe: Annotated[
-        Path | None,
-        Parameter(help="TOML file of settings, or a run to take them from; a flag beside it wins."),
-    ] = None,
+    recipe: Recipe = None,
     /,
     *,
     settings: Annotated[TrainSettings | None, Parameter(name="*")] = None,
@@ -44,6 +48,41 @@ def train(
     from tunesmith.training.train import train as events_of
 
     return watch(events_of(settings, resume=resume), as_json=json)
+
+
+def plan(
+    recipe: Recipe = None,
+    /,
+    *,
+    settings: Annotated[TrainSettings | None, Parameter(name="*")] = None,
+    json: Annotated[bool, Parameter(help="Print each event as a JSON line.", negative=())] = False,
+) -> None:
+    """Do a few steps, and say what all of them would take."""
+    from tunesmith.apps.terminal import TrainingTerminal, print_event
+    from tunesmith.training.forecast import Forecast, forecast
+
+    with TrainingTerminal() as display:
+        for event in forecast(settings or TrainSettings()):
+            if json:
+                print_event(event)
+            elif isinstance(event, Forecast):
+                print(forecast_line(event))
+            else:
+                display.show(event)
+
+
+def forecast_line(event: "Forecast") -> str:
+    """Time and memory in one sentence."""
+    return t(
+        "about {time} ({low} to {high}), {speed:,.0f} tokens/s, {memory} of memory, "
+        "{size} samples in a pass",
+        time=duration(event.seconds),
+        low=duration(event.low),
+        high=duration(event.high),
+        speed=event.tokens_per_second,
+        memory=size(event.memory),
+        size=event.micro_batch_size,
+    )
 
 
 def watch(events: "Iterable[Event]", *, as_json: bool = False) -> int:

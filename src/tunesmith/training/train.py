@@ -92,7 +92,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     progress, notices = _resume(run, model, optimizer, settings)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
-    work = _Work(
+    work = Work(
         settings, model, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
@@ -101,7 +101,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
 
 
 def _loop(
-    work: "_Work", run: Run, progress: Progress, info: AdapterInfo
+    work: "Work", run: Run, progress: Progress, info: AdapterInfo
 ) -> Generator[Event, None, Progress]:
     """Step, evaluate, save, until the last step or until patience ends."""
     if progress.step == 0 and work.held_out:
@@ -109,7 +109,7 @@ def _loop(
     while progress.step < work.steps and not work.out_of_patience(progress):
         step = progress.step + 1
         while (done := work.step(step, progress.micro_batch_size)) is None:
-            progress = _shrink(progress)
+            progress = shrink(progress)
             yield Shrunk(step, progress.micro_batch_size)
         yield done
         progress = replace(progress, step=step)
@@ -124,7 +124,7 @@ def _loop(
 
 
 @dataclass(frozen=True)
-class _Work:
+class Work:
     """What the loop works with: the tuned model, its optimizer, and the groups of samples."""
 
     settings: TrainSettings
@@ -163,7 +163,7 @@ class _Work:
             tokens=sum(len(sample.input_ids) for group in groups for sample in group),
             unique_tokens=unique,
             seconds=time.perf_counter() - begun,
-            memory=_peak_memory(self.model.device),
+            memory=peak_memory(self.model.device),
         )
 
     def held_out_loss(self, micro_batch_size: int) -> float:
@@ -178,6 +178,13 @@ class _Work:
         """Whether the held-out samples are looked at after this step."""
         every = self.settings.eval_every or math.ceil(self.steps / EVALUATIONS)
         return bool(self.held_out) and (step % every == 0 or step == self.steps)
+
+    @property
+    def evaluations(self) -> int:
+        """How often a whole run looks at the held-out samples, the start included."""
+        if not self.held_out:
+            return 0
+        return 1 + sum(map(self.evaluates_at, range(1, self.steps + 1)))
 
     def saves_at(self, step: int) -> bool:
         """Whether a checkpoint is due after this step, even if it is not the best."""
@@ -286,7 +293,12 @@ def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
     return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
 
 
-def _shrink(progress: Progress) -> Progress:
+def shrink(progress: Progress) -> Progress:
+    """Go on in pieces of half the size.
+
+    Raises:
+        TrainingError: A piece is one sample already.
+    """
     if progress.micro_batch_size == 1:
         raise TrainingError(
             t("Memory ran out on a single sample; lower --max-length, or add "
@@ -312,7 +324,7 @@ def _require_finite(step: int, loss: float, norm: float) -> None:
         )  # fmt: skip
 
 
-def _peak_memory(device: torch.device) -> int:
+def peak_memory(device: torch.device) -> int:
     """Bytes: of the GPU's allocator, else of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)

@@ -1,11 +1,13 @@
 """Begin a training and watch it. The training is a process of its own; this only reads its run."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import streamlit as st
 
 from tunesmith import runs
+from tunesmith.apps.figures import duration, size
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.data_page import files
 from tunesmith.apps.studio.parts import sentences
@@ -40,11 +42,53 @@ def _new(models: list[str], data: list[str]) -> None:
     model = left.selectbox(t("Model"), models, key="train-model")
     chosen = right.multiselect(t("Data"), data, default=data[:1], key="train-data")
     values = settings_form()
-    if st.button(t("Begin"), type="primary", icon=":material/play_arrow:", disabled=not chosen):
-        with sentences():
-            settings = TrainSettings(model=model, data=tuple(map(Path, chosen)), **values)
+    with sentences():
+        settings = TrainSettings(model=model, data=tuple(map(Path, chosen)), **values)
+        with st.container(horizontal=True):
+            begins = st.button(
+                t("Begin"), type="primary", icon=":material/play_arrow:", disabled=not chosen
+            )
+            plans = st.button(t("What will it take?"), disabled=not chosen, key="plan")
+        if plans:
+            st.session_state["planned"] = settings, list(_plan(settings))
+        planned_for, events = st.session_state.get("planned", (None, []))
+        if planned_for == settings:
+            _show_plan(*events)
+        if begins:
             st.session_state["run"] = str(trainer.start(settings))
             st.rerun()
+
+
+def _plan(settings: TrainSettings) -> Iterator[dict[str, Any]]:
+    """The plan and the forecast, told by a process that does a few steps."""
+    with st.spinner(t("Doing a few steps to see what all of them take …")):
+        for event in trainer.plan(settings):
+            if event["event"] in ("Planned", "Forecast"):
+                yield event
+
+
+def _show_plan(planned: dict[str, Any], forecast: dict[str, Any]) -> None:
+    figures = {
+        t("time"): duration(forecast["seconds"]),
+        t("memory"): size(forecast["memory"]),
+        t("steps"): f"{planned['steps']:,}",
+        t("tokens"): f"{planned['tokens']:,}",
+    }
+    for (name, figure), column in zip(figures.items(), st.columns(len(figures)), strict=True):
+        column.metric(name, figure)
+    st.caption(
+        t(
+            "{low} to {high} · {trained:,} tokens trained on · {samples:,} samples, of them "
+            "{replay:,} neutral, {held_out:,} held out · learning rate {rate:g}",
+            low=duration(forecast["low"]),
+            high=duration(forecast["high"]),
+            trained=planned["trained_tokens"],
+            samples=planned["samples"],
+            replay=planned["replay"],
+            held_out=planned["held_out"],
+            rate=planned["learning_rate"],
+        )
+    )
 
 
 @st.fragment(run_every=1.0)

@@ -1,14 +1,18 @@
 """Trainings that the page begins: each a `tunesmith train` of its own, which outlives the page."""
 
+import json
 import os
 import signal
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable
+from contextlib import closing
 from pathlib import Path
+from tempfile import NamedTemporaryFile
+from typing import Any
 
 import tomli_w
 
 from tunesmith import paths
-from tunesmith.apps.studio.child import spawn
+from tunesmith.apps.studio.child import listen, spawn
 from tunesmith.config import TrainSettings
 from tunesmith.errors import RunError
 from tunesmith.language import t
@@ -18,6 +22,19 @@ from tunesmith.runs import Run, settings_to
 def log_of(run: Path) -> Path:
     """Where the training of this run folder writes what it has to say."""
     return run.with_name(f"{run.name}.log")
+
+
+def plan(settings: TrainSettings) -> Generator[dict[str, Any], None, None]:
+    """What the training would take: the events of `tunesmith plan`, as they come.
+
+    Raises:
+        RunError: It cannot be begun; the message says why.
+    """
+    with NamedTemporaryFile("w", suffix=".toml", encoding="utf-8") as recipe:
+        recipe.write(tomli_w.dumps(settings_to(settings)))
+        recipe.flush()
+        with closing(listen(["plan", recipe.name, "--json"])) as lines:
+            yield from map(json.loads, lines)
 
 
 def start(settings: TrainSettings) -> Path:
