@@ -125,3 +125,34 @@ def test_what_is_certain_is_fixed_in_a_new_file(language: str, fix: str, folder:
     assert Path("data/mine-fixed.jsonl").read_text() == row + BAD_ROW
     assert Path("data/mine.jsonl").read_text(encoding="utf-8") == bad
     assert not [button for button in page.button if fix[:3] in button.label]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.parquet", b"PAR1" + bytes(100)),
+        ("a.jsonl", bytes(range(256)) * 8),
+        ("a.json", b'[{"instruction": "Q", '),
+        ("a.csv", "问,答\n".encode("gb18030")),
+        ("a.json", b""),
+    ],
+)
+def test_a_broken_upload_is_a_finding(name: str, content: bytes) -> None:
+    page = visit()
+    page.file_uploader[0].upload(name, content).run()
+    next(button for button in page.button if button.label == "Keep it").click().run()
+    assert not page.exception
+    assert not page.error
+    assert page.selectbox[0].value == f"data/{name}"
+    assert any("Fix" in table.value for table in page.dataframe)
+    assert Path(f"data/{name}").read_bytes() == content
+
+
+def test_an_upload_replaces_nothing(folder: Path) -> None:
+    (folder / "data").mkdir()
+    (folder / "data/a.jsonl").write_text(BAD_ROW)
+    page = visit()
+    page.file_uploader[0].upload("a.jsonl", b"{}").run()
+    next(button for button in page.button if button.label == "Keep it").click().run()
+    assert "data/a.jsonl exists already" in page.error[0].value
+    assert (folder / "data/a.jsonl").read_text() == BAD_ROW

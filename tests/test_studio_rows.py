@@ -12,6 +12,7 @@ from tests.helpers_data import conversations, jsonl, turns
 from tests.test_studio_data import visit
 from tunesmith.apps.studio import rows_editor
 from tunesmith.apps.studio.rows_editor import Changes, edited
+from tunesmith.data import file_rows as module
 from tunesmith.data.file_rows import Cells, FileRow, file_rows, new_row
 
 HI = {"instruction": "Hi", "output": "Hello!", "id": 1}
@@ -82,7 +83,7 @@ def test_nothing_is_lost_on_saving(folder: Path) -> None:
     grid, kept = page.data_editor[-1].value, page.dataframe[-1].value
     assert grid["user"].tolist() == ["Hi", "Bye"]
     assert grid["line"].tolist() == ["1", "4"]
-    assert kept["#"].tolist() == [2, 3]
+    assert kept["#"].tolist() == ["2", "3"]
     change(page, edited_rows={1: {"assistant": "Bye!"}}, added_rows=[{"user": "Q"}])
     assert page.selectbox[0].disabled
     press(page, "Save")
@@ -155,6 +156,17 @@ def test_a_file_that_is_gone_is_said(folder: Path) -> None:
     assert not page.exception
     assert page.info[0].value == "data/b.jsonl is no longer here."
     assert page.selectbox[0].value == "data/a.jsonl"
+
+
+def test_a_file_too_large_to_edit_is_checked_all_the_same(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "MOST_BYTES", 10)
+    (folder / "data/a.jsonl").write_text(jsonl(HI))
+    page = visit()
+    assert page.success[0].value == "1 of 1 rows can be trained on."
+    (error,) = page.error
+    assert "Split the file" in error.value
 
 
 def test_many_rows_are_edited_page_by_page(folder: Path) -> None:

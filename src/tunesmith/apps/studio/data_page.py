@@ -19,7 +19,6 @@ from tunesmith.apps.studio.data_files import (
 from tunesmith.apps.studio.parts import sentences
 from tunesmith.apps.studio.rows_editor import (
     edit_file,
-    forget,
     rows_of,
     show_next,
     unsaved,
@@ -32,8 +31,6 @@ from tunesmith.data.findings import Finding
 from tunesmith.data.fixes import Fixed, fix
 from tunesmith.data.identity import write_identity
 from tunesmith.language import LANGUAGES, current_language, t
-
-MOST_UPLOADED = 200  # MB
 
 
 def page() -> None:
@@ -49,12 +46,14 @@ def page() -> None:
         return
     findings: Sequence[Finding] = ()
     with sentences():
-        report = _report(file, stamp(file), current_language())
+        with st.spinner(t("The rows are being checked.")):
+            report = _report(file, stamp(file), current_language())
         findings = report.findings
         _findings(report)
-        _offer_fix(file, findings)
     rows, tokens = st.tabs([t("Rows"), t("Tokens")], on_change="rerun", key="view")
     with rows, sentences():
+        if findings:
+            _offer_fix(file, findings)
         edit_file(file, _problems(findings))
     with tokens, sentences():
         if tokens.open:
@@ -118,9 +117,7 @@ def _bring() -> None:
 
 
 def _upload() -> None:
-    given = st.file_uploader(
-        t("JSON, JSONL, CSV or Parquet"), SUFFIXES, max_upload_size=MOST_UPLOADED
-    )
+    given = st.file_uploader(t("JSON, JSONL, CSV or Parquet"), SUFFIXES)
     if given is not None and st.button(t("Keep it"), type="primary"):
         _keep(named(given.name), given.getvalue())
 
@@ -129,7 +126,7 @@ def _paste() -> None:
     with st.form("paste", border=False, enter_to_submit=False):
         text = st.text_area(t("JSON, JSONL or CSV"), height=180)
         name = st.text_input(t("Save as"), "pasted", help=t("Its ending is chosen for you."))
-        if st.form_submit_button(t("Keep it"), type="primary"):
+        if st.form_submit_button(t("Keep it"), type="primary") and text.strip():
             _keep(named(name.strip() + _ending(text)), text.encode())
 
 
@@ -182,8 +179,6 @@ def _problems(findings: Sequence[Finding]) -> dict[int, str]:
 
 
 def _offer_fix(file: Path, findings: Sequence[Finding]) -> None:
-    if not findings or unsaved() is not None:
-        return
     fixed = _fixed(file, stamp(file), findings)
     if not fixed.count:
         return
@@ -191,13 +186,15 @@ def _offer_fix(file: Path, findings: Sequence[Finding]) -> None:
     tip = t("Copies, empty rows and turns that nothing answers are left out, control characters "
             "deleted.")  # fmt: skip
     if st.button(
-        t("Fix what is certain ({count})", count=fixed.count), icon=":material/build:", help=tip
+        t("Fix what is certain ({count})", count=fixed.count),
+        icon=":material/build:",
+        help=tip,
+        disabled=unsaved() is not None,
     ):
         with writing(path):
             write_rows(path, fixed.rows)
-        forget()
         show_next(path, len(fixed.rows))
-    st.caption(t("Written to {new}; {path} stays as it is.", new=path, path=file))
+    st.caption(t("It goes to {new}; {path} stays as it is.", new=path, path=file))
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)

@@ -14,6 +14,7 @@ from tunesmith.data.sources import is_lines
 from tunesmith.language import t
 
 PAGE_ROWS = 500  # shown and edited at once
+ROW_HEIGHT = 66  # pixels: two lines of text, which wrap only in rows this high
 SHOWN = 2000  # characters of a row that is only shown
 
 Changes = Mapping[str, Any]
@@ -134,11 +135,12 @@ def _page(rows: int) -> int:
 
 def _grid(rows: Sequence[FileRow], problems: Mapping[int, str], key: str) -> Changes:
     """Draw the rows that can be edited; returns what was done to them."""
-    columns = ["line", *Cells._fields]
+    columns = ["line", *Cells._fields] if rows else [*Cells._fields]
     st.data_editor(
         _table(rows, problems),
         num_rows="dynamic",
         hide_index=True,
+        row_height=ROW_HEIGHT,
         key=key,
         column_order=[*columns, "problem"] if problems else columns,
         column_config={
@@ -158,7 +160,11 @@ def _table(rows: Sequence[FileRow], problems: Mapping[int, str]) -> Any:
     import pandas
 
     table = [
-        {"line": str(row.number), **row.cells._asdict(), "problem": problems.get(row.number or 0)}
+        {
+            "line": str(row.number),
+            **row.cells._asdict(),
+            "problem": problems.get(row.number or 0, ""),
+        }
         for row in rows
         if row.cells is not None
     ]
@@ -172,7 +178,12 @@ def _kept(rows: Sequence[FileRow]) -> None:
         t("Rows with more turns, with tools or with errors: {count}. They are only shown; saving "
           "keeps them as they are.", count=len(rows))
     )  # fmt: skip
-    st.dataframe([{"#": row.number, t("Row"): _text(row)} for row in rows], hide_index=True)
+    st.dataframe(
+        [{"#": str(row.number), t("Row"): _text(row)} for row in rows],
+        hide_index=True,
+        row_height=ROW_HEIGHT,
+        column_config={"#": st.column_config.TextColumn(width=50)},
+    )
 
 
 def _text(row: FileRow) -> str:

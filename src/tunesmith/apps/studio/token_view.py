@@ -22,7 +22,7 @@ from tunesmith.language import current_language, t
 from tunesmith.models.store import LocalModel, installed, locate
 from tunesmith.models.tokenizer import is_converted, load_tokenizer
 
-MOST_ROWS = 2000  # read and counted
+MOST_ROWS = 5000  # read and counted
 MOST_CHARACTERS = 4_000_000  # counted
 MOST_TOKENS = 4000  # of one sample drawn
 BARS = 20
@@ -64,6 +64,7 @@ def view_tokens(file: Path) -> None:
 
 def _tokens(renderer: Renderer, row: Conversation, limit: int | None) -> None:
     samples = renderer.sample(row)
+    st.caption(f"`{row.place}`")
     drawn = [Sample(one.input_ids[:MOST_TOKENS], one.trained[:MOST_TOKENS]) for one in samples]
     marked = "".join(
         sample_html(number, sample, renderer.tokenizer, limit)
