@@ -8,6 +8,7 @@ from tunesmith.apps.figures import Speed
 from tunesmith.apps.studio import puller
 from tunesmith.apps.studio.confirm import confirmed
 from tunesmith.apps.studio.inert import plain
+from tunesmith.apps.studio.live import live
 from tunesmith.apps.studio.parts import sentences
 from tunesmith.apps.studio.puller import Pull
 from tunesmith.language import t
@@ -30,7 +31,7 @@ def show_downloads() -> None:
                 _ended(pull)
 
 
-@st.fragment(run_every=1.0)
+@live
 def _watch(log: Path) -> None:
     pull = puller.read(log)
     if pull is None or pull.state != "running":
@@ -42,7 +43,7 @@ def _watch(log: Path) -> None:
     if st.button(t("Stop"), icon=":material/stop:", key=f"stop-{log.stem}",
                  disabled=pull.cancelled):  # fmt: skip
         puller.cancel(pull)
-        st.rerun(scope="fragment")
+        st.rerun()
 
 
 def _figures(pull: Pull) -> str:
@@ -58,12 +59,14 @@ def _figures(pull: Pull) -> str:
 
 def _ended(pull: Pull) -> None:
     st.markdown(f"**{plain(pull.spec)}**")
-    if pull.state == "failed":
+    failed = pull.state == "failed"
+    if failed:
         st.error(plain(pull.said or ""), icon=":material/error:")
     else:
         st.info(t("Stopped; what has come stays here."))
     with st.container(horizontal=True):
-        if st.button(t("Go on"), icon=":material/play_arrow:", key=f"go-on-{pull.log.stem}"):
+        again = t("Try again") if failed else t("Go on")
+        if st.button(again, icon=":material/play_arrow:", key=f"again-{pull.log.stem}"):
             begin(pull.spec)
         if confirmed(pull.log.stem, t("Delete what has come of it?")):
             with sentences():

@@ -21,8 +21,9 @@ def loss_chart(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
         return
     x = alt.X("step:Q", title=t("step"))
     y = alt.Y("loss:Q", title=t("loss"), scale=alt.Scale(zero=False))
-    legend = alt.Legend(title=None, orient="bottom") if len(events) > 1 else None
-    color = alt.Color("run:N", legend=legend, sort=[*events])
+    legend = alt.Legend(title=None, orient="bottom", symbolOpacity=1) if len(events) > 1 else None
+    colors = alt.Scale(scheme="tableau10")  # told apart even where they are faint
+    color = alt.Color("run:N", legend=legend, sort=[*events], scale=colors)
     tips = ["run:N", "step:Q", alt.Tooltip("loss:Q", format=".3f")]
     faint = alt.Chart(alt.InlineData(training)).mark_line(opacity=0.3)
     clear = alt.Chart(alt.InlineData(held_out)).mark_line(point=True)

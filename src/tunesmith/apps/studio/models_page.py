@@ -31,7 +31,10 @@ def page() -> None:
 
 
 def _card(model: Installed) -> None:
-    with st.container(border=True, horizontal=True, vertical_alignment="center"):
+    with st.container(
+        border=True, horizontal=True,
+        horizontal_alignment="distribute", vertical_alignment="center",
+    ):  # fmt: skip
         st.markdown(f"**{plain(model.name)}**  \n:small[:gray[{_details(model)}]]")
         if confirmed(model.name, t("Delete {name} and free {size}?",
                                    name=plain(model.name), size=size(model.size))):  # fmt: skip

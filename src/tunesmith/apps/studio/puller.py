@@ -118,9 +118,9 @@ def _end(kinds: dict[str, Any], sentences: list[str]) -> State:
 
 
 def _entries(log: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The events at both ends of a log, and the lines that are none."""
+    """The events at both ends of a log, and the whole lines that are none."""
     try:
-        lines = log.read_text("utf-8", errors="replace").split("\n")
+        lines = log.read_text("utf-8", errors="replace").split("\n")[:-1]
     except OSError:
         return [], []
     events, sentences = [], []
