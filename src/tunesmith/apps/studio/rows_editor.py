@@ -144,11 +144,11 @@ def _grid(rows: Sequence[FileRow], problems: Mapping[int, str], key: str) -> Cha
         key=key,
         column_order=[*columns, "problem"] if problems else columns,
         column_config={
-            "line": st.column_config.TextColumn("#", disabled=True, width=50),
-            "system": st.column_config.TextColumn(width=110),
-            "user": st.column_config.TextColumn(width="medium"),
-            "assistant": st.column_config.TextColumn(width="medium"),
-            "problem": st.column_config.TextColumn("⚠", disabled=True, width="medium"),
+            "line": st.column_config.TextColumn("#", default="", disabled=True, width=50),
+            "system": st.column_config.TextColumn(default="", width=110),
+            "user": st.column_config.TextColumn(default="", width="medium"),
+            "assistant": st.column_config.TextColumn(default="", width="medium"),
+            "problem": st.column_config.TextColumn("⚠", default="", disabled=True, width="medium"),
         },
     )
     changes: Changes = st.session_state[key]
