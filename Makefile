@@ -23,7 +23,15 @@ lint: setup
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint
+# The page is tried in a real browser: the one that is here, Debian's, or playwright's own.
+$(VENV)/.browser: | setup
+	@command -v chromium >/dev/null || command -v google-chrome >/dev/null \
+	  || (apt-get update -qq && apt-get install -qq -y chromium fonts-noto-cjk) \
+	  || $(BIN)/playwright install chromium \
+	  || echo 'no browser could be installed; the tests that need one will be skipped'
+	@touch $@
+
+test: lint $(VENV)/.browser
 	$(BIN)/python -m pytest
 
 docs: setup

@@ -1,7 +1,9 @@
 """Talk to a model or a run; conversations lie in the side bar."""
 
+import threading
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import asdict
 
 import streamlit as st
@@ -24,11 +26,14 @@ from tunesmith.language import t
 
 PACKAGED = "smollm2-135m"  # comes as a Python package, so that it needs no hub
 REDRAW = 0.1  # seconds between two redraws of a growing answer
+LONGEST_STOP = 10.0  # seconds; a model that is being opened cannot be stopped
 OPEN = "c"  # the conversation's id in the page's address
 
 
 def page() -> None:
     """Draw the page."""
+    if "kept" in st.session_state:
+        st.session_state["kept"].wait(LONGEST_STOP)
     with sentences():
         here = parties()
         if not here:
@@ -125,7 +130,7 @@ def _talk(
         st.write(t("How can I help?"))
     for place, turn in enumerate(turns):
         _show(conversation, place, turn)
-    asked = st.chat_input(t("Write a message"), submit_mode="stop", key="asked")
+    asked = st.chat_input(t("Write a message"), key="asked")
     again = st.session_state.pop("again", None)  # a question that was changed
     if question := again or asked:
         id = conversation.id if conversation else history().begin(question, target, system)
@@ -182,8 +187,9 @@ def _answer(
     adapter: bool,
 ) -> None:
     """Stream the answer; whatever has come when it is stopped is kept."""
-    with st.chat_message("assistant"):
-        area = st.empty()
+    with _until_kept(), st.chat_message("assistant"):
+        area, button = st.empty(), st.empty()
+        button.button(t("Stop"), key="stop", icon=":material/stop_circle:", type="tertiary")
         with desk().turn(target) as turn:
             for ahead in turn.waiting():
                 area.caption(t("Waiting; {count} before you.", count=ahead))
@@ -201,6 +207,16 @@ def _answer(
                         "adapter": adapter,
                     }
                     history().add(id, "assistant", reply.text, **details)
+
+
+@contextmanager
+def _until_kept() -> Iterator[None]:
+    """What the visitor does meanwhile ends this run of the script; the next one waits for it."""
+    kept = st.session_state["kept"] = threading.Event()
+    try:
+        yield
+    finally:
+        kept.set()
 
 
 def _how_it_went(turn: Turn) -> str:

@@ -10,6 +10,7 @@ from tunesmith import runs
 from tunesmith.apps.figures import duration, size
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.data_page import files
+from tunesmith.apps.studio.live import live
 from tunesmith.apps.studio.parts import sentences
 from tunesmith.apps.studio.settings_form import settings_form
 from tunesmith.config import TrainSettings
@@ -91,7 +92,7 @@ def _show_plan(planned: dict[str, Any], forecast: dict[str, Any]) -> None:
     )
 
 
-@st.fragment(run_every=1.0)
+@live
 def _watch(path: Path) -> None:
     with sentences():
         run = Run(path)
