@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint docs bench clean
+.PHONY: setup demo test lint docs screenshots bench clean
 
 setup: $(VENV)/.done
 
@@ -36,6 +36,9 @@ test: lint $(VENV)/.browser
 
 docs: setup
 	$(BIN)/python docs/generate_cli.py
+
+screenshots: $(VENV)/.browser
+	$(BIN)/python docs/generate_screenshots.py
 
 bench: setup
 	$(BIN)/python benchmarks/chat.py

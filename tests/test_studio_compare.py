@@ -14,8 +14,8 @@ from tunesmith.training.train import train
 
 RUN = Path("runs/mine")
 NOTHING = {
-    "en": "A model comes first: get one on the chat page.",
-    "zh": "先要有模型：到聊天页下载一个。",
+    "en": "A model comes first: get one on the models page.",
+    "zh": "先要有模型：到模型页下载一个。",
 }
 VERDICT = {"en": "verdict: not yet.", "zh": "结论"}
 

@@ -36,7 +36,7 @@ def tokens(language: str = "en") -> AppTest:
 
 def test_no_model_yet(folder: Path, home: Path) -> None:
     (folder / "data/a.jsonl").write_text(jsonl(HI))
-    assert tokens().info[0].value == "A model comes first: get one on the chat page."
+    assert tokens().info[0].value == "A model comes first: get one on the models page."
 
 
 def test_no_good_row_yet(folder: Path, smollm2: LocalModel) -> None:

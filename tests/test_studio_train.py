@@ -122,9 +122,9 @@ def real(home: Path, smollm2: LocalModel) -> None:
 
 
 FIRST = {
-    "en": ("A model comes first: get one on the chat page.",
+    "en": ("A model comes first: get one on the models page.",
            "Data comes first: write some on the data page."),
-    "zh": ("先要有模型：到聊天页下载一个。", "先要有数据：到数据页写一份。"),
+    "zh": ("先要有模型：到模型页下载一个。", "先要有数据：到数据页写一份。"),
 }  # fmt: skip
 
 

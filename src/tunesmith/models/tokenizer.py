@@ -1,6 +1,8 @@
 """Text to token ids and back, by the model's own tokenizer, without torch or transformers."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from hashlib import sha256
@@ -149,14 +151,10 @@ def tokenizer_folder(model: LocalModel) -> Path:
     Raises:
         ModelError: There is none that can be read.
     """
-    if _has_own_file(model):
+    if not model.is_gguf and (model.path / "tokenizer.json").is_file():
         return model.path
-    return made_once(_converted(model), lambda folder: _convert(model, folder))
-
-
-def is_converted(model: LocalModel) -> bool:
-    """Whether `load_tokenizer` has nothing left to convert, and so does without transformers."""
-    return _has_own_file(model) or _converted(model).is_dir()
+    converted = cache_dir() / "tokenizers" / model.sha256
+    return made_once(converted, lambda folder: _convert(model, folder))
 
 
 def read_tokenizer(folder: Path) -> ChatTokenizer:
@@ -169,31 +167,31 @@ def read_tokenizer(folder: Path) -> ChatTokenizer:
     return ChatTokenizer(folder / "tokenizer.json", config, _read_template(folder, config))
 
 
-def _has_own_file(model: LocalModel) -> bool:
-    return not model.is_gguf and (model.path / "tokenizer.json").is_file()
-
-
-def _converted(model: LocalModel) -> Path:
-    return cache_dir() / "tokenizers" / model.sha256
-
-
-def _convert(model: LocalModel, folder: Path) -> None:
+def save_converted(file: str, folder: str) -> None:
+    """Have transformers read a GGUF's tokenizer, or a folder's, and write `tokenizer.json`."""
     with quiet():
         from transformers import AutoTokenizer
 
-        source = model.path.parent if model.is_gguf else model.path
-        more = {"gguf_file": model.path.name} if model.is_gguf else {}
-        try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, **more)
-        except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-            raise ModelError(
-                t(
-                    "{path} holds no tokenizer that can be read: {reason}",
-                    path=model.path,
-                    reason=error,
-                )
-            ) from error
+        given = Path(file)
+        source, more = (given, {}) if given.is_dir() else (given.parent, {"gguf_file": given.name})
+        tokenizer: Any = AutoTokenizer.from_pretrained(source, local_files_only=True, **more)
         tokenizer.save_pretrained(folder)
+
+
+def _convert(model: LocalModel, folder: Path) -> None:
+    """In a process of its own: whoever only counts tokens need not hold transformers and torch."""
+    code = f"import sys; from {__name__} import save_converted; save_converted(*sys.argv[1:])"
+    command = [sys.executable, "-P", "-c", code, str(model.path), str(folder)]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    if done.returncode:
+        *_, reason = done.stderr.decode(errors="replace").strip().splitlines() or [""]
+        raise ModelError(
+            t(
+                "{path} holds no tokenizer that can be read: {reason}",
+                path=model.path,
+                reason=reason,
+            )
+        )
     if (
         model.is_gguf
         and gguf_header(model.path).metadata.get("tokenizer.ggml.pre") in _SINGLE_DIGITS

@@ -25,6 +25,7 @@ from tunesmith.engines.base import Sampling
 from tunesmith.language import t
 
 PACKAGED = "smollm2-135m"  # comes as a Python package, so that it needs no hub
+FACES = {"user": ":material/person:", "assistant": ":material/music_note:"}
 REDRAW = 0.1  # seconds between two redraws of a growing answer
 LONGEST_STOP = 10.0  # seconds; a model that is being opened cannot be stopped
 OPEN = "c"  # the conversation's id in the page's address
@@ -126,7 +127,7 @@ def _talk(
     adapter: bool,
 ) -> None:
     turns = history().turns(conversation.id) if conversation is not None else []
-    with st.chat_message("assistant"):
+    with st.chat_message("assistant", avatar=FACES["assistant"]):
         st.write(t("How can I help?"))
     for place, turn in enumerate(turns):
         _show(conversation, place, turn)
@@ -149,7 +150,7 @@ def _talk(
 
 
 def _show(conversation: Conversation | None, place: int, turn: Turn) -> None:
-    with st.chat_message(turn.role):
+    with st.chat_message(turn.role, avatar=FACES[turn.role]):
         st.markdown(inert_markdown(turn.content))
         if conversation is None:
             return
@@ -187,7 +188,7 @@ def _answer(
     adapter: bool,
 ) -> None:
     """Stream the answer; whatever has come when it is stopped is kept."""
-    with _until_kept(), st.chat_message("assistant"):
+    with _until_kept(), st.chat_message("assistant", avatar=FACES["assistant"]):
         area, button = st.empty(), st.empty()
         button.button(t("Stop"), key="stop", icon=":material/stop_circle:", type="tertiary")
         with desk().turn(target) as turn:

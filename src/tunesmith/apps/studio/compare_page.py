@@ -63,7 +63,7 @@ def page() -> None:
     with sentences():
         here = parties()
         if not here:
-            st.info(t("A model comes first: get one on the chat page."))
+            st.info(t("A model comes first: get one on the models page."))
             return
         one, many = st.tabs([t("One prompt"), t("Many questions")])
         with one, sentences():

@@ -1,7 +1,5 @@
 """Rows as a model's tokens: which are trained, how long they are, what a limit would cut."""
 
-import subprocess
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -17,10 +15,9 @@ from tunesmith.data.messages import Conversation
 from tunesmith.data.packs import Sample
 from tunesmith.data.preview import lengths, sample_html, summary
 from tunesmith.data.render import Renderer
-from tunesmith.errors import ModelError
-from tunesmith.language import current_language, t
+from tunesmith.language import t
 from tunesmith.models.store import LocalModel, installed, locate
-from tunesmith.models.tokenizer import is_converted, load_tokenizer
+from tunesmith.models.tokenizer import load_tokenizer
 
 MOST_ROWS = 5000  # read and counted
 MOST_CHARACTERS = 4_000_000  # counted
@@ -41,7 +38,7 @@ def view_tokens(file: Path) -> None:
     """Draw one row token by token, then the lengths of all."""
     models = [model.name for model in installed()]
     if not models:
-        st.info(t("A model comes first: get one on the chat page."))
+        st.info(t("A model comes first: get one on the models page."))
         return
     left, right = st.columns(2)
     model = locate(left.selectbox(t("Model"), models, key="tokens-model"))
@@ -50,7 +47,7 @@ def view_tokens(file: Path) -> None:
         st.info(t("No row can be trained on yet; what is wrong stands above."))
         return
     with st.spinner(t("The tokens are being counted.")):
-        renderer = _renderer(model.sha256, model, file)
+        renderer = _renderer(model.sha256, model)
     number = int(right.number_input(t("Row"), 1, len(rows), key=f"row-{file}"))
     key = f"limit-{file}-{stamp(file)}-{model.sha256}"
     with sentences():
@@ -127,19 +124,5 @@ def _samples(
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
-def _renderer(sha256: str, _model: LocalModel, _file: Path) -> Renderer:
-    if not is_converted(_model):
-        _convert(_model, _file)
+def _renderer(sha256: str, _model: LocalModel) -> Renderer:
     return Renderer(load_tokenizer(_model))
-
-
-def _convert(model: LocalModel, file: Path) -> None:
-    """Have the tokenizer converted by a process of its own, as that takes transformers."""
-    command = "import sys; from tunesmith.apps.cli import main; sys.exit(main())"
-    words = ["data", "preview", str(file), "--model", model.name, "--rows", "1"]
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", command, "--lang", current_language(), *words],
-        stdin=subprocess.DEVNULL, capture_output=True, check=False,
-    )  # fmt: skip
-    if not is_converted(model):
-        raise ModelError(done.stderr.decode(errors="replace").strip())

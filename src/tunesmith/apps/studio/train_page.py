@@ -11,6 +11,7 @@ from tunesmith.apps.figures import duration, size
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.data_page import files
 from tunesmith.apps.studio.live import live
+from tunesmith.apps.studio.loss_chart import loss_chart
 from tunesmith.apps.studio.parts import sentences
 from tunesmith.apps.studio.settings_form import settings_form
 from tunesmith.config import TrainSettings
@@ -26,7 +27,7 @@ def page() -> None:
     st.header(t("Train"))
     models, data = [model.name for model in installed()], files()
     if not models:
-        st.info(t("A model comes first: get one on the chat page."))
+        st.info(t("A model comes first: get one on the models page."))
     elif not data:
         st.info(t("Data comes first: write some on the data page."))
     else:
@@ -99,7 +100,7 @@ def _watch(path: Path) -> None:
         running = run.trainer is not None
         events = run.events() if path.is_dir() else []
         _state(run, events, running=running)
-        _curves(events)
+        _curves(run, events)
         log = trainer.log_of(path)
         if log.exists():
             with st.expander(t("Log")):
@@ -133,20 +134,11 @@ def _state(run: Run, events: list[dict[str, Any]], *, running: bool) -> None:
         st.info(t("It is beginning."))
 
 
-def _curves(events: list[dict[str, Any]]) -> None:
+def _curves(run: Run, events: list[dict[str, Any]]) -> None:
     steps = [event for event in events if event["event"] == "Step"]
-    held_out = {event["step"]: event["loss"] for event in events if event["event"] == "Evaluated"}
     if not steps:
         return
-    loss = [
-        {
-            t("step"): event["step"],
-            t("training loss"): event["loss"],
-            t("held-out loss"): held_out.get(event["step"]),
-        }
-        for event in steps
-    ]
-    st.line_chart(loss, x=t("step"), y=[t("training loss"), t("held-out loss")], height=260)
+    loss_chart({run.name: events})
     left, right = st.columns(2)
     rates = [{t("step"): one["step"], t("learning rate"): one["learning_rate"]} for one in steps]
     speeds = [
