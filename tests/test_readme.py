@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers_browser import Server, free_port
 from tests.hub_server import HubServer
 from tests.tiny_models import SPECIAL_TOKENS, tiny_model_folder
 from tunesmith.apps.cli import main
@@ -161,6 +162,8 @@ class Reader:
                 self.pip(words)
             case ["tunesmith", "demo", *words]:
                 self.tunesmith(["demo", *words, "--model", str(self.model)])
+            case ["tunesmith", "studio"]:
+                Server(Path.cwd(), free_port()).close()
             case ["tunesmith", *words]:
                 self.tunesmith(words)
             case _:

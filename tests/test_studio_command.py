@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,16 +11,10 @@ from urllib.error import URLError
 
 import pytest
 
+from tests.helpers_browser import free_port
 from tunesmith.apps.cli import main
 
 TUNESMITH = str(Path(sys.executable).with_name("tunesmith"))
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 def test_the_page_is_served_until_ctrl_c(home: Path, tmp_path: Path) -> None:

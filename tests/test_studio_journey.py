@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Page, expect
 
-from tests.helpers_browser import Server, chromium, wait_until
-from tests.test_studio_command import free_port
+from tests.helpers_browser import Server, chromium, free_port, wait_until
 from tunesmith.apps.studio.history import History
 from tunesmith.models.store import LocalModel
 from tunesmith.runs import Run

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from threading import Timer
 from typing import Any
 
+import psutil
 import pytest
 from streamlit.testing.v1 import AppTest
 
@@ -118,6 +120,26 @@ def test_a_model_that_went_away_is_said(place: Path, model: str) -> None:
     page = visit(c=id)
     assert page.info[0].value.startswith("runs/gone is gone")
     assert page.selectbox(key=f"target-{id}").value == model
+
+
+@pytest.mark.parametrize("language", GREETINGS)
+def test_an_engine_that_dies_is_a_sentence(language: str, model: str) -> None:
+    page = say(visit(language), "Say hi.")
+    page.slider(key="chat-max-tokens").set_value(1000)
+
+    def kill() -> None:
+        for child in psutil.Process().children(recursive=True):
+            child.kill()
+
+    timer = Timer(1.0, kill)
+    timer.start()
+    page.chat_input[0].set_value("Write a very long story about a smith.").run()
+    timer.join()
+    assert not page.exception
+    assert page.error
+    assert said(page)[3] == ("user", "Write a very long story about a smith.")
+    assert said(say(page, "Say hi."))[-1][0] == "assistant"
+    assert not page.error
 
 
 def test_nobody_gets_in_without_the_password(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
