@@ -86,8 +86,10 @@ def alone(model: Any, samples: list[Sample]) -> Gradients:
 
 def in_packs(model: Any, samples: list[Sample], size: int, *, share: bool = True) -> Gradients:
     weight = sum(sample.trained_tokens for sample in samples)
+    head = prove_packing(model.get_base_model(), samples[:2])
+    assert head is not None
     for start in range(0, len(samples), size):
-        loss = pack_loss(model, pack(samples[start : start + size], share=share))
+        loss = pack_loss(model, pack(samples[start : start + size], share=share), head)
         torch.autograd.backward(loss / weight)
     return gradients(model)
 

@@ -191,7 +191,7 @@ def test_a_killed_engine_is_an_error_at_once(smollm2: LocalModel) -> None:
             list(tokens)
         with pytest.raises(EngineError, match="-9"):
             next(engine.generate([5, 6], GREEDY, stop_ids=NEVER))
-        assert time.monotonic() - start < 2
+        assert time.monotonic() - start < 20  # all that was asked for takes minutes
 
 
 def test_a_closed_engine_says_so(smollm2: LocalModel) -> None:
@@ -213,7 +213,7 @@ def test_closing_the_generator_frees_its_slot(engine: LlamaCppEngine) -> None:
         tokens.close()
     start = time.monotonic()
     collect(engine.generate([5, 6], greedy(1), stop_ids=NEVER))
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - start < 20  # all that was asked for takes minutes
 
 
 def test_callers_side_by_side_get_their_own_answers(tmp_path: Path, home: Path) -> None:

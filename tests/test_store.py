@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.helpers_hub import REPO, pulled, repository
+from tests.helpers_time import yardstick
 from tests.hub_server import HubServer
 from tunesmith.errors import DownloadError, ModelError, UsageError
 from tunesmith.models import store
@@ -99,9 +100,9 @@ def test_a_broken_manifest_is_one_sentence(model: LocalModel) -> None:
 
 def test_locating_is_fast_and_loads_no_client(model: LocalModel, home: Path) -> None:
     locate(SPEC)
-    start = time.perf_counter()
+    start = time.thread_time()
     locate(SPEC)
-    assert time.perf_counter() - start < 0.02
+    assert time.thread_time() - start < yardstick() / 2
     code = (
         "import sys; from tunesmith.models.store import locate; locate(sys.argv[1]);"
         "print([name for name in ('huggingface_hub', 'modelscope_hub', 'requests', 'torch')"

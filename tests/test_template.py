@@ -9,6 +9,7 @@ import psutil
 import pytest
 
 from tests.helpers_templates import FAMILIES, template
+from tests.helpers_time import yardstick
 from tunesmith.data.template import MOST_TEMPLATE_CHARS, ChatTemplate
 from tunesmith.errors import DataError, ModelError, TunesmithError
 
@@ -106,13 +107,13 @@ def run(source: str) -> None:
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_a_hostile_template_ends_in_an_error_within_a_second(name: str) -> None:
+def test_a_hostile_template_soon_ends_in_an_error(name: str) -> None:
     process = psutil.Process()
     before = process.memory_info().rss
     start = time.thread_time()
     with pytest.raises(TunesmithError):
         run(HOSTILE[name])
-    assert time.thread_time() - start < 1
+    assert time.thread_time() - start < 25 * yardstick()  # about a second
     assert process.memory_info().rss - before < 300 * MEBIBYTE
 
 
@@ -216,4 +217,4 @@ def test_the_longest_template_is_compiled_in_time() -> None:
     source = "{{ messages[0].content ~ '-' }}" * (MOST_TEMPLATE_CHARS // 31)
     start = time.thread_time()
     assert ChatTemplate(source).render(messages=MESSAGES).startswith("Hi-Hi-")
-    assert time.thread_time() - start < 2
+    assert time.thread_time() - start < 50 * yardstick()

@@ -62,12 +62,12 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Forecast
     planned = plan(inputs, model, groups)
     yield planned
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0)
+    with arithmetic(model.get_base_model()):
+        head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     work = Work(
-        settings, model, optimizer, groups, inputs.data.held_out, planned.steps,
+        settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
-    with arithmetic(model.get_base_model()):
-        prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     size, rates = _timed(work, _heaviest(work))
     evaluating = _evaluating(work, size) * work.evaluations
     tokens = planned.tokens / len(groups) * settings.batch_size * planned.steps

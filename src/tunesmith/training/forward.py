@@ -6,6 +6,9 @@ transformers owns the model; we plug in at two documented seams: a named attenti
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache
+from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,19 +18,54 @@ from torch import Tensor
 from tunesmith.data.packs import Pack, Sample, Segment, pack
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
+from tunesmith.training.head import Head, Targets
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 ATTENTION = "tunesmith_packed"
+HALF = (torch.bfloat16, torch.float16)
+
+
+@dataclass(frozen=True)
+class Lengths:
+    """A pack as kernels for variable lengths want it, on their device.
+
+    Attributes:
+        queries, keys: Where each segment's queries and its path's keys begin; int32 (S + 1,).
+        longest_query, longest_key: Of one segment, in tokens.
+        gather: Which tokens are the keys, one path behind another; None if each is read once.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    longest_query: int
+    longest_key: int
+    gather: Tensor | None
 
 
 class PackAttention:
-    """The segments of a pack, and the masks its layers share."""
+    """The segments of a pack, and the masks and lengths its layers share."""
 
     def __init__(self, segments: Sequence[Segment]) -> None:
         self.segments = segments
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._lengths: Lengths | None = None
+
+    def lengths(self, device: torch.device) -> Lengths:
+        """The segments as lengths."""
+        if self._lengths is None:
+            own = [segment.stop - segment.start for segment in self.segments]
+            seen = [sum(own[node] for node in segment.path) for segment in self.segments]
+            gather = None
+            if own != seen:
+                runs = [self.segments[node] for one in self.segments for node in one.path]
+                ranges = [torch.arange(run.start, run.stop) for run in runs]
+                gather = torch.cat(ranges).to(device, non_blocking=True)
+            self._lengths = Lengths(
+                _starts(own, device), _starts(seen, device), max(own), max(seen), gather
+            )
+        return self._lengths
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each query sees, aligned at the bottom right: bool (queries, keys)."""
@@ -59,10 +97,13 @@ def packed_attention(
 
     The signature is that of transformers' attention functions, `pack_attention` besides.
     """
+    if query.is_cuda and query.dtype in HALF and softcap is None and not dropout:
+        lengths = pack_attention.lengths(query.device)
+        return _flash(query, key, value, lengths, scaling, sliding_window), None
     groups = query.shape[1] // key.shape[1]
-    lengths = [segment.stop - segment.start for segment in pack_attention.segments]
+    sizes = [segment.stop - segment.start for segment in pack_attention.segments]
     # Split once: a slice for each segment would fill a whole gradient with zeros each.
-    all_q, all_k, all_v = (torch.split(whole, lengths, 2) for whole in (query, key, value))
+    all_q, all_k, all_v = (torch.split(whole, sizes, 2) for whole in (query, key, value))
     outputs = []
     for segment, q in zip(pack_attention.segments, all_q, strict=True):
         k, v = (_along(segment.path, parts, groups) for parts in (all_k, all_v))
@@ -82,58 +123,81 @@ def packed_attention(
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
-def pack_loss(model: "PreTrainedModel", packed: Pack) -> Tensor:
+def pack_loss(model: "PreTrainedModel", packed: Pack, head: Head | None = None) -> Tensor:
     """Sum over the targets of weight × negative log likelihood, in nats; a scalar.
 
-    Divide by the weight of the whole step, not of the pack, so that pieces add up.
+    Divide by the weight of the whole step, not of the pack, so that pieces add up. With the
+    model's `head` its logits are never kept.
     """
+    said, targets = _targets(packed, model)
+    if head is not None:
+        hidden = _body(model)(**_inputs(packed, model.device)).last_hidden_state[0]  # (U, D)
+        return head.loss(hidden[said], targets)
     losses = pack_losses(model, packed)
-    weights = [weight for _, _, weight in packed.targets]
     # Not a dot product: autocast would round it to bf16.
-    return (losses * torch.tensor(weights, device=losses.device, dtype=losses.dtype)).sum()
+    return (losses * targets.weight).sum()
 
 
 def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:
-    """Negative log likelihood of each target, in nats and their order; shape (T,)."""
-    log_probabilities = said_log_probabilities(model, packed)
-    rows = {index: row for row, index in enumerate(_said_at(packed))}
-    row = torch.tensor([rows[index] for index, _, _ in packed.targets], device=model.device)
-    target = torch.tensor([target for _, target, _ in packed.targets], device=model.device)
-    return -log_probabilities[row, target]
-
-
-def said_log_probabilities(model: "PreTrainedModel", packed: Pack) -> Tensor:
-    """Log probabilities of the next token wherever something is said; shape (rows, vocab_size).
-
-    A row for each token that has targets, in the order of the tokens.
-    """
-    device = model.device
-    logits: Tensor = model(
-        input_ids=torch.tensor([packed.tokens], device=device),  # (1, U)
-        position_ids=torch.tensor([packed.positions], device=device),  # (1, U)
-        logits_to_keep=torch.tensor(_said_at(packed), device=device),
-        pack_attention=PackAttention(packed.segments),
-        use_cache=False,
-    ).logits[0]
+    """Negative log likelihood of each target, in nats, by its place in the pack; shape (T,)."""
+    said, targets = _targets(packed, model)
+    call: Any = model
+    logits: Tensor = call(**_inputs(packed, model.device), logits_to_keep=said).logits[
+        0
+    ]  # (rows, vocab_size)
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    return logits.log_softmax(-1, dtype=exact)
+    return -logits.log_softmax(-1, dtype=exact)[targets.row, targets.token]
 
 
-def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
+def _inputs(packed: Pack, device: torch.device) -> dict[str, Any]:
+    return {
+        "input_ids": torch.tensor([packed.tokens], device=device),  # (1, U)
+        "position_ids": torch.tensor([packed.positions], device=device),  # (1, U)
+        "pack_attention": PackAttention(packed.segments),
+        "use_cache": False,
+    }
+
+
+def _targets(packed: Pack, model: "PreTrainedModel") -> tuple[Tensor, Targets]:
+    """The tokens after which something is said, as indices, and what."""
+    device, exact = model.device, torch.float64 if model.dtype == torch.float64 else torch.float32
+    index, token, weight = zip(*sorted(packed.targets), strict=True)
+    places: Any = torch.tensor(index)
+    said, counts = places.unique(return_counts=True)  # sorted
+    row = torch.arange(len(said)).repeat_interleave(counts)
+    return said.to(device), Targets(
+        row.to(device),
+        torch.tensor(token, device=device),
+        torch.tensor(weight, device=device, dtype=exact),
+        (0, *counts.cumsum(0).tolist()),
+    )
+
+
+def _body(model: "PreTrainedModel") -> Any:
+    """The model without its head, and without the wrapping of PEFT, whose layers stay."""
+    base: Any = getattr(model, "get_base_model", lambda: model)()
+    return getattr(base, base.base_model_prefix)
+
+
+def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> Head | None:
     """Compare a small pack with the model's own forward pass, sample by sample.
+
+    Returns the model's head, if the loss may be taken from it a few rows at a time; None if what
+    the model does behind its last layer is more than that.
 
     Raises:
         TrainingError: They differ: this model mixes tokens in a way packs do not know.
     """
     probe = [_shorten(sample) for sample in samples[:2]]
+    packed = pack(probe, share=False)
+    head = Head.of(model)
     with torch.no_grad():
-        packed = pack_losses(model, pack(probe, share=False)).double()
-        model.set_attn_implementation("eager")
+        losses = pack_losses(model, packed).double()
         alone = torch.cat([_plain_losses(model, sample) for sample in probe])
-        model.set_attn_implementation(ATTENTION)
+        by_head = None if head is None else float(pack_loss(model, packed, head))
     # bf16 keeps 8 bits, so single tokens differ a little; a leak between samples moves them all.
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 0.1
-    difference = float((packed - alone).abs().mean())
+    difference = float((losses - alone).abs().mean())
     if not difference <= tolerance:
         raise TrainingError(
             t(
@@ -143,6 +207,9 @@ def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> None:
                 difference=difference,
             )
         )
+    if by_head is None or abs(by_head / len(alone) - float(alone.mean())) > tolerance:
+        return None
+    return head
 
 
 def arithmetic(model: "PreTrainedModel") -> AbstractContextManager[Any]:
@@ -159,8 +226,48 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
-def _said_at(packed: Pack) -> list[int]:
-    return sorted({index for index, _, _ in packed.targets})
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    lengths: Lengths,
+    scaling: float | None,
+    window: int | None,
+) -> Tensor:
+    """One kernel for all segments, causal from the bottom right; returns (1, U, H, d)."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (U, heads, d)
+    if lengths.gather is not None:
+        k, v = k[lengths.gather], v[lengths.gather]
+    output: Any = varlen_attn(
+        q,
+        k,
+        v,
+        lengths.queries,
+        lengths.keys,
+        lengths.longest_query,
+        lengths.longest_key,
+        scale=scaling,
+        window_size=(-1 if window is None else window - 1, 0),
+        **_grouped(),
+    )
+    whole: Tensor = output[None]
+    return whole
+
+
+@cache
+def _grouped() -> dict[str, bool]:
+    """PyTorch asks before it lets query heads share keys since 2.12; 2.11 knows no such flag."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    known = "enable_gqa" in signature(varlen_attn).parameters
+    return {"enable_gqa": True} if known else {}
+
+
+def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:
+    sums = torch.tensor([0, *sizes]).cumsum(0)
+    return sums.to(device, torch.int32, non_blocking=True)
 
 
 def _along(path: Sequence[int], parts: Sequence[Tensor], groups: int) -> Tensor:
@@ -182,7 +289,9 @@ def _capped_attention(
 
 def _plain_losses(model: "PreTrainedModel", sample: Sample) -> Tensor:
     ids = torch.tensor([sample.input_ids], device=model.device)
+    model.set_attn_implementation("eager")
     logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+    model.set_attn_implementation(ATTENTION)
     return F.cross_entropy(logits, ids[0, 1:], reduction="none")
 
 

@@ -37,6 +37,7 @@ from tunesmith.training.events import (
     Step,
 )
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
+from tunesmith.training.head import Head
 from tunesmith.training.lora import trainable
 from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_pairs
 
@@ -86,14 +87,14 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     planned = plan(inputs, model, groups)
     yield planned
     with arithmetic(model.get_base_model()):
-        prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
+        head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
     progress, notices = _resume(run, model, optimizer, settings)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
     work = Work(
-        settings, model, optimizer, groups, inputs.data.held_out, planned.steps,
+        settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
     progress = yield from _loop(work, run, progress, inputs.adapter_info)
@@ -125,10 +126,11 @@ def _loop(
 
 @dataclass(frozen=True)
 class Work:
-    """What the loop works with: the tuned model, its optimizer, and the groups of samples."""
+    """What the loop works with: the tuned model, head, optimizer and samples."""
 
     settings: TrainSettings
     model: "PeftModel"
+    head: Head | None
     optimizer: torch.optim.Optimizer
     groups: Sequence[Group]
     held_out: Sequence[Sample]
@@ -172,7 +174,10 @@ class Work:
         weight = sum(sample.trained_tokens for sample in self.held_out)
         with torch.no_grad(), arithmetic(self.model.get_base_model()):
             pieces = _pieces([(sample,) for sample in self.held_out], micro_batch_size)
-            return sum(float(pack_loss(self.model, pack(piece))) for piece in pieces) / weight
+            return (
+                sum(float(pack_loss(self.model, pack(piece), self.head)) for piece in pieces)
+                / weight
+            )
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the held-out samples are looked at after this step."""
@@ -211,7 +216,7 @@ class Work:
         for piece in _pieces(groups, micro_batch_size):
             packed = pack(piece)
             with arithmetic(self.model.get_base_model()):
-                loss = pack_loss(self.model, packed) / weight
+                loss = pack_loss(self.model, packed, self.head) / weight
             torch.autograd.backward(loss)
             total += float(loss.detach())
             unique += len(packed.tokens)

@@ -1,0 +1,113 @@
+"""The model's head and its loss in one function, a few rows at a time.
+
+Logits are wide: one row of a large vocabulary is as long as forty hidden states. So a chunk of
+rows is projected, its loss and its gradient are formed, and the logits are dropped.
+"""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of float32 logits at once
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What shall be said at each row, sorted by row.
+
+    Attributes:
+        row: Which row, (T,).
+        token: The id to be said, (T,).
+        weight: How much it counts, (T,), in the type the loss is summed in.
+        starts: Where each row's targets begin and the last's end, (rows + 1,), on the CPU.
+    """
+
+    row: Tensor
+    token: Tensor
+    weight: Tensor
+    starts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Head:
+    """Logits = cap · tanh(scale · h Wᵀ / cap), or without the cap where that is None.
+
+    `bias` is added before scaling.
+    """
+
+    weight: Tensor  # (vocab_size, D)
+    bias: Tensor | None
+    scale: float
+    cap: float | None
+
+    @classmethod
+    def of(cls, model: "PreTrainedModel") -> "Head | None":
+        """The head of a causal language model; None if it is trained, or not a plain product."""
+        whole: Any = model
+        layer = whole.get_output_embeddings()
+        if type(layer) is not nn.Linear or layer.weight.requires_grad:
+            return None
+        config = whole.config
+        divided = getattr(config, "logits_scaling", None)
+        scale = getattr(config, "logit_scale", None) or (1 / divided if divided else 1.0)
+        cap = getattr(config, "final_logit_softcapping", None)
+        return cls(layer.weight, layer.bias, float(scale), cap)
+
+    def loss(self, hidden: Tensor, targets: Targets) -> Tensor:
+        """Sum over the targets of weight × negative log likelihood; hidden (rows, D); a scalar."""
+        loss: Tensor = HeadLoss.apply(hidden, self, targets)  # type: ignore[no-untyped-call]
+        return loss
+
+    def chunks(self, rows: int) -> list[tuple[int, int]]:
+        """Ranges of rows whose logits fit beside one another."""
+        budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
+        size = max(1, budget // (4 * self.weight.shape[0]))
+        return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+
+
+class HeadLoss(torch.autograd.Function):
+    """Forms the gradient of the hidden states at once, since the logits will be gone."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Head, targets: Targets) -> Tensor:
+        """The loss, in float32 or finer; `hidden` (rows, D)."""
+        exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32
+        x = hidden.detach().to(head.weight.dtype)
+        gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        total = torch.zeros((), dtype=exact, device=hidden.device)
+        for start, stop in head.chunks(len(x)):
+            first, last = targets.starts[start], targets.starts[stop]
+            row = targets.row[first:last] - start
+            token, weight = targets.token[first:last], targets.weight[first:last]
+            logits = torch.nn.functional.linear(x[start:stop], head.weight, head.bias).to(exact)
+            logits *= head.scale
+            if head.cap is not None:
+                logits = logits.div_(head.cap).tanh_().mul_(head.cap)
+            said = (logits[row, token] * weight).sum()
+            every = torch.zeros(stop - start, dtype=exact, device=x.device)
+            every.index_add_(0, row, weight)
+            normaliser = logits.logsumexp(-1)
+            total += (normaliser * every).sum() - said
+            if gradient is None:
+                continue
+            slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
+            of_logits = logits.sub_(normaliser[:, None]).exp_().mul_(every[:, None])
+            of_logits.index_put_((row, token), -weight, accumulate=True)
+            if slope is not None:
+                of_logits *= slope
+            of_logits *= head.scale
+            torch.mm(of_logits.to(x.dtype), head.weight, out=gradient[start:stop])
+        ctx.gradient = gradient
+        ctx.dtype = hidden.dtype
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None, None]:
+        """The gradient of the hidden states, scaled by that of the loss."""
+        (outer,) = gradients
+        return (ctx.gradient * outer).to(ctx.dtype), None, None
