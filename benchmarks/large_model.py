@@ -18,6 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from shapes import qwen2_7b
+
 TUNESMITH = [sys.executable, "-c", "from tunesmith.apps.cli import main; raise SystemExit(main())"]
 LONG_ROW = "The smith heats the iron, hammers it, looks at it, and heats it again. "
 
@@ -25,19 +27,9 @@ LONG_ROW = "The smith heats the iron, hammers it, looks at it, and heats it agai
 def make_model(folder: Path, tokenizer: Path, layers: int) -> None:
     """Random weights of Qwen2-7B's shape in bf16, beside the tokenizer's files."""
     import torch
-    from transformers import AutoModelForCausalLM, Qwen2Config
+    from transformers import AutoModelForCausalLM
 
-    config = Qwen2Config(
-        vocab_size=152_064,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=layers,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32_768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=False,
-    )
+    config = qwen2_7b(layers)
     shutil.copytree(tokenizer, folder, dirs_exist_ok=True)
     auto: Any = AutoModelForCausalLM
     with torch.device("cuda"):

@@ -16,8 +16,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, Qwen2Config
+from transformers import AutoModelForCausalLM
 
+from shapes import qwen2_7b
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
 from tunesmith.training.forward import (
@@ -31,22 +32,12 @@ from tunesmith.training.head import Head
 from tunesmith.training.lora import add_lora, trainable
 
 STEPS = 5
-VOCABULARY = 152_064
+VOCABULARY = 150_000  # ids drawn for the rows
 
 
 def make_model(layers: int) -> Any:
     """Random weights of Qwen2-7B's shape in bf16, with LoRA r=8 on all linear layers."""
-    config = Qwen2Config(
-        vocab_size=VOCABULARY,
-        hidden_size=3584,
-        intermediate_size=18_944,
-        num_hidden_layers=layers,
-        num_attention_heads=28,
-        num_key_value_heads=4,
-        max_position_embeddings=32_768,
-        rope_parameters={"rope_type": "default", "rope_theta": 1_000_000.0},
-        tie_word_embeddings=False,
-    )
+    config = qwen2_7b(layers)
     register_attention()
     auto: Any = AutoModelForCausalLM
     with torch.device("cuda"):

@@ -257,7 +257,7 @@ def _flash(
 
 
 @cache
-def _grouped() -> dict[str, bool]:
+def _grouped() -> dict[str, Any]:
     """PyTorch asks before it lets query heads share keys since 2.12; 2.11 knows no such flag."""
     from torch.nn.attention.varlen import varlen_attn
 
