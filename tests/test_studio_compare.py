@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.helpers_page import visit
 from tests.tiny_models import tiny_model_folder
 from tunesmith.apps.studio.parts import desk
 from tunesmith.config import TrainSettings
@@ -39,30 +40,17 @@ def run(place: Path) -> Path:
     return RUN
 
 
-def visit(language: str = "en") -> AppTest:
-    def script(language: str) -> None:
-        from tunesmith.apps.studio.compare_page import page
-        from tunesmith.language import set_language
-
-        set_language(language)
-        page()
-
-    page = AppTest.from_function(script, args=(language,), default_timeout=120).run()
-    assert not page.exception
-    return page
-
-
 def answers(page: AppTest) -> list[str]:
     return [html.proto.body for html in page.get("html")]
 
 
 @pytest.mark.parametrize("language", NOTHING)
 def test_without_a_model(language: str, place: Path) -> None:
-    assert [info.value for info in visit(language).info] == [NOTHING[language]]
+    assert [info.value for info in visit("compare", language).info] == [NOTHING[language]]
 
 
 def test_both_sides_of_one_prompt(run: Path) -> None:
-    page = visit()
+    page = visit("compare")
     assert [box.value for box in page.selectbox[:2]] == [
         f"{run} · base",
         f"{run} · tuned",
@@ -77,7 +65,7 @@ def test_both_sides_of_one_prompt(run: Path) -> None:
 
 @pytest.mark.parametrize("language", VERDICT)
 def test_many_questions_and_the_verdict_stay(language: str, run: Path) -> None:
-    page = visit(language)
+    page = visit("compare", language)
     page.button(key="compare-ask").click().run()
     assert not page.exception and not page.error
     (table,) = answers(page)
@@ -88,7 +76,7 @@ def test_many_questions_and_the_verdict_stay(language: str, run: Path) -> None:
 
 
 def test_questions_of_ones_own(run: Path) -> None:
-    page = visit()
+    page = visit("compare")
     page.selectbox(key="compare-source").set_value("Questions of my own").run()
     page.button(key="compare-ask").click().run()
     assert page.error[0].value == "There is no question; write one a line."
@@ -104,14 +92,14 @@ def test_an_adapter_of_another_base_is_refused_in_a_sentence(run: Path, place: P
     tiny_model_folder(place / "other", hidden=64)
     config = run / "config.toml"
     config.write_text(config.read_text().replace(str(place / "model"), str(place / "other")))
-    page = visit()
+    page = visit("compare")
     page.button(key="compare-ask").click().run()
     assert not page.exception
     assert "was made for model" in page.error[0].value
 
 
 def test_a_run_that_is_gone_is_a_sentence(run: Path, place: Path) -> None:
-    page = visit()
+    page = visit("compare")
     run.rename("runs-elsewhere")
     page.button(key="compare-ask").click().run()
     assert not page.exception

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
 from tests.helpers_data import conversations
+from tests.helpers_page import visit
 
 EMPTY = {
     "en": "No data is here yet. Write down who your assistant is, or bring a file.",
@@ -20,22 +20,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def visit(language: str = "en") -> AppTest:
-    def script(language: str) -> None:
-        from tunesmith.apps.studio.data_page import page
-        from tunesmith.language import set_language
-
-        set_language(language)
-        page()
-
-    page = AppTest.from_function(script, args=(language,), default_timeout=60).run()
-    assert not page.exception
-    return page
-
-
 @pytest.mark.parametrize("language", EMPTY)
 def test_without_data(language: str) -> None:
-    page = visit(language)
+    page = visit("data", language)
     assert [info.value for info in page.info] == [EMPTY[language]]
 
 
@@ -43,7 +30,7 @@ def test_without_data(language: str) -> None:
     ("language", "said"), [("en", "172 of 172 rows"), ("zh", "172 行中有 172 行")]
 )
 def test_an_identity_set_is_written_and_found_good(language: str, said: str) -> None:
-    page = visit(language)
+    page = visit("data", language)
     page.text_input[0].set_value("Momo")
     page.button[0].click().run()
     assert not page.exception
@@ -55,7 +42,7 @@ def test_an_identity_set_is_written_and_found_good(language: str, said: str) -> 
 def test_nothing_is_overwritten(folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "data/me.jsonl").write_text(BAD_ROW)
-    page = visit()
+    page = visit("data")
     page.button[0].click().run()
     assert "data/me.jsonl" in page.error[0].value
     assert (folder / "data/me.jsonl").read_text() == BAD_ROW
@@ -63,7 +50,7 @@ def test_nothing_is_overwritten(folder: Path) -> None:
 
 @pytest.mark.parametrize("name", ["../me.jsonl", "/tmp/me.jsonl", ".jsonl", "me.exe", "me", ""])
 def test_a_name_that_leads_elsewhere_is_refused(name: str, folder: Path) -> None:
-    page = visit()
+    page = visit("data")
     page.text_input[2].set_value(name)
     page.button[0].click().run()
     assert "is no name for a data file" in page.error[0].value
@@ -73,7 +60,7 @@ def test_a_name_that_leads_elsewhere_is_refused(name: str, folder: Path) -> None
 def test_every_finding_is_shown_with_its_fix(folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "data/mine.jsonl").write_text(BAD_ROW)
-    page = visit()
+    page = visit("data")
     assert page.warning[0].value == "0 of 1 rows can be trained on."
     (findings,) = [one.value for one in page.dataframe if "Fix" in one.value]
     (row,) = findings.to_dict("records")
@@ -91,7 +78,7 @@ PASTED = {
 
 @pytest.mark.parametrize("text", PASTED)
 def test_pasted_text_is_kept_and_checked(text: str) -> None:
-    page = visit()
+    page = visit("data")
     page.text_area[0].set_value(text)
     next(field for field in page.text_input if field.value == "pasted").set_value("mine")
     next(button for button in page.button if button.label == "Keep it").click().run()
@@ -103,7 +90,7 @@ def test_pasted_text_is_kept_and_checked(text: str) -> None:
 
 
 def test_pasted_nonsense_is_a_finding() -> None:
-    page = visit()
+    page = visit("data")
     page.text_area[0].set_value("no data at all")
     next(button for button in page.button if button.label == "Keep it").click().run()
     assert "0 of" in page.warning[0].value
@@ -118,7 +105,7 @@ def test_what_is_certain_is_fixed_in_a_new_file(language: str, fix: str, folder:
     row = '{"instruction": "Q", "output": "A"}\n'
     bad = f"\ufeff{row}{row}{BAD_ROW}"
     (folder / "data/mine.jsonl").write_text(bad, encoding="utf-8")
-    page = visit(language)
+    page = visit("data", language)
     next(button for button in page.button if button.label == fix).click().run()
     assert not page.exception
     assert page.selectbox[0].value == "data/mine-fixed.jsonl"
@@ -138,7 +125,7 @@ def test_what_is_certain_is_fixed_in_a_new_file(language: str, fix: str, folder:
     ],
 )
 def test_a_broken_upload_is_a_finding(name: str, content: bytes) -> None:
-    page = visit()
+    page = visit("data")
     page.file_uploader[0].upload(name, content).run()
     next(button for button in page.button if button.label == "Keep it").click().run()
     assert not page.exception
@@ -151,7 +138,7 @@ def test_a_broken_upload_is_a_finding(name: str, content: bytes) -> None:
 def test_an_upload_replaces_nothing(folder: Path) -> None:
     (folder / "data").mkdir()
     (folder / "data/a.jsonl").write_text(BAD_ROW)
-    page = visit()
+    page = visit("data")
     page.file_uploader[0].upload("a.jsonl", b"{}").run()
     next(button for button in page.button if button.label == "Keep it").click().run()
     assert "data/a.jsonl exists already" in page.error[0].value

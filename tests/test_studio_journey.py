@@ -10,6 +10,7 @@ import pytest
 from playwright.sync_api import Browser, Page, expect
 
 from tests.helpers_browser import Server, chromium, free_port, wait_until
+from tests.helpers_page import settle_in
 from tunesmith.apps.studio.history import History
 from tunesmith.models.store import LocalModel
 from tunesmith.runs import Run
@@ -38,9 +39,7 @@ def server(
     home: Path, smollm2: LocalModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Server]:
     monkeypatch.delenv("TUNESMITH_LANG")  # the browser's language decides
-    home.mkdir()
-    (home / "models").symlink_to(smollm2.path.parents[1])
-    (home / "cache").symlink_to(Path(smollm2.path).parents[2] / "cache")
+    settle_in(home, smollm2)
     running = Server(tmp_path, free_port())
     yield running
     running.close()

@@ -14,6 +14,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.helpers_hub import REPO, WEIGHTS, partial_file, repository
+from tests.helpers_page import settle_in, visit
 from tests.hub_server import HubServer
 from tunesmith.apps.cli import main
 from tunesmith.apps.studio import puller
@@ -58,20 +59,6 @@ def ended() -> bool:
     return all(pull.state != "running" for pull in puller.every())
 
 
-def visit(language: str = "en", name: str = "models_page") -> AppTest:
-    def script(language: str, name: str) -> None:
-        import importlib
-
-        from tunesmith.language import set_language
-
-        set_language(language)
-        importlib.import_module(f"tunesmith.apps.studio.{name}").page()
-
-    page = AppTest.from_function(script, args=(language, name), default_timeout=60).run()
-    assert not page.exception
-    return page
-
-
 def press(page: AppTest, label: str) -> AppTest:
     next(button for button in page.button if button.label == label).click().run()
     assert not page.exception
@@ -87,7 +74,7 @@ def texts(page: AppTest) -> list[str]:
     [("en", "No model is here yet; get one below."), ("zh", "这里还没有模型；请在下面下载一个。")],
 )
 def test_without_a_model(language: str, words: str) -> None:
-    page = visit(language)
+    page = visit("models", language)
     assert [info.value for info in page.info] == [words]
     assert len(page.dataframe[0].value) == len(CATALOG)
     assert list(page.dataframe[0].value.iloc[0])[1:3] == pytest.approx([0.0929, 0.4303], abs=1e-3)
@@ -97,7 +84,7 @@ def test_without_a_model(language: str, words: str) -> None:
 def test_what_is_here_is_listed_and_deleted(hub: HubServer, tmp_path: Path, language: str) -> None:
     hub.publish(REPO, repository(tmp_path / "repository"), licence="[free](http://evil)")
     assert main(["pull", SPEC]) == 0
-    page = visit(language)
+    page = visit("models", language)
     (card,) = (text for text in texts(page) if " · " in text)
     revision = hub.repos[REPO][0].sha[:12]
     assert f"402.1 kB · Hugging Face {REPO} · {revision} · [free](http://evil)" in card
@@ -136,11 +123,11 @@ def test_a_pull_outlives_the_page_that_began_it(slow: HubServer, place: Path) ->
 def test_begun_stopped_and_gone_on_with(
     slow: HubServer, place: Path, language: str, stop: str, go_on: str, said: str
 ) -> None:
-    page = visit(language)
+    page = visit("models", language)
     page.text_input(key="spec").set_value(f" {SPEC} ")
     page.button[-1].click().run()
     wait_until(lambda: the_pull().done > 0)
-    another = visit(language)
+    another = visit("models", language)
     assert f"**{SPEC}**" in texts(another)
     press(another, stop)
     wait_until(ended)
@@ -150,12 +137,12 @@ def test_begun_stopped_and_gone_on_with(
     assert 0 < came < WEIGHTS
 
     slow.faults.bytes_per_second = 0
-    page = visit(language)
+    page = visit("models", language)
     assert page.info[0].value == said
     press(page, go_on)
     wait_until(lambda: bool(installed()) and ended())
     assert any(seen.range == f"bytes={came}-" for seen in slow.requests)
-    assert not visit(language).info
+    assert not visit("models", language).info
 
 
 def test_a_second_begin_changes_nothing(slow: HubServer) -> None:
@@ -177,7 +164,7 @@ def test_a_killed_pull_is_a_stopped_one_and_can_be_discarded(slow: HubServer, pl
     os.kill(pid, signal.SIGKILL)
     wait_until(ended)
     assert the_pull().state == "stopped"
-    page = visit()
+    page = visit("models")
     (button,) = (button for button in page.button if str(button.key).startswith("delete-hf"))
     button.click().run()
     assert not page.exception
@@ -193,18 +180,18 @@ def test_a_killed_pull_is_a_stopped_one_and_can_be_discarded(slow: HubServer, pl
     ],
 )
 def test_what_the_pull_says_when_it_fails(hub: HubServer, language: str, words: str) -> None:
-    page = visit(language)
+    page = visit("models", language)
     page.text_input(key="spec").set_value("modelscope:nobody/nothing")
     page.button[-1].click().run()
     wait_until(ended)
-    (error,) = visit(language).error
+    (error,) = visit("models", language).error
     assert words in error.value.replace("\\", "")
     assert "tunesmith" not in error.value
 
 
 @pytest.mark.parametrize("spec", ["no-such-model", "/etc/passwd", ".", "hf:../x", "hf:a"])
 def test_a_name_that_is_none_is_a_sentence(spec: str) -> None:
-    page = visit()
+    page = visit("models")
     page.text_input(key="spec").set_value(spec)
     page.button[-1].click().run()
     assert len(page.error) == 1
@@ -227,7 +214,7 @@ def test_a_broken_manifest_is_a_sentence_and_the_rest_is_there(place: Path) -> N
     folder = place / "models" / "qwen3-0.6b"
     folder.mkdir(parents=True)
     (folder / "manifest.json").write_text("{")
-    page = visit()
+    page = visit("models")
     assert "is broken" in page.error[0].value
     assert page.selectbox(key="catalog").options
 
@@ -290,7 +277,7 @@ def test_neither_pages_nor_a_download_load_what_computes(
     place: Path, smollm2: LocalModel, with_model: bool
 ) -> None:
     if with_model:
-        (place / "models").symlink_to(smollm2.path.parents[1])
+        settle_in(place, smollm2)
     done = subprocess.run(
         [sys.executable, "-c", dedent(VISITS)], capture_output=True, text=True, check=False
     )

@@ -11,6 +11,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 import tunesmith
+from tests.helpers_page import settle_in
 from tunesmith.apps.studio.history import History
 from tunesmith.apps.studio.parts import desk
 from tunesmith.models.store import LocalModel
@@ -31,7 +32,7 @@ def place(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
 @pytest.fixture
 def model(place: Path, smollm2: LocalModel) -> str:
     """The real model is there."""
-    (place / "models").symlink_to(smollm2.path.parents[1])
+    settle_in(place, smollm2)
     return smollm2.name
 
 

@@ -9,7 +9,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.helpers_data import conversations, jsonl, turns
-from tests.test_studio_data import visit
+from tests.helpers_page import visit
 from tunesmith.apps.studio import rows_editor
 from tunesmith.apps.studio.rows_editor import Changes, edited
 from tunesmith.data import file_rows as module
@@ -79,7 +79,7 @@ def test_edits_reach_the_rows_they_mean(done: Changes, left: list[FileRow]) -> N
 def test_nothing_is_lost_on_saving(folder: Path) -> None:
     file = folder / "data/a.jsonl"
     file.write_text(f"{jsonl(HI, LONG)}{BROKEN}\n{jsonl(BYE)}")
-    page = visit()
+    page = visit("data")
     grid, kept = page.data_editor[-1].value, page.dataframe[-1].value
     assert grid["user"].tolist() == ["Hi", "Bye"]
     assert grid["line"].tolist() == ["1", "4"]
@@ -99,7 +99,7 @@ def test_nothing_is_lost_on_saving(folder: Path) -> None:
 def test_changes_can_be_dropped(folder: Path) -> None:
     file = folder / "data/a.jsonl"
     file.write_text(jsonl(HI))
-    page = change(visit(), deleted_rows=[0])
+    page = change(visit("data"), deleted_rows=[0])
     press(page, "Drop the changes")
     assert file.read_text() == jsonl(HI)
     assert "Save" not in [button.label for button in page.button if not button.disabled]
@@ -109,7 +109,7 @@ def test_another_format_is_saved_beside_it(folder: Path) -> None:
     file = folder / "data/a.csv"
     file.write_text("instruction,output\nHi,Hello!\nbroken\n")
     (folder / "data/a.jsonl").write_text(jsonl(BYE))
-    page = visit()
+    page = visit("data")
     page.selectbox[0].set_value("data/a.csv").run()
     change(page, edited_rows={0: {"assistant": "Hey!"}})
     assert "Rows are saved as JSONL; data/a.csv stays as it is." in [c.value for c in page.caption]
@@ -130,7 +130,7 @@ def test_another_format_is_saved_beside_it(folder: Path) -> None:
 def test_a_file_that_changes_meanwhile_costs_no_edit(folder: Path, deleted: bool) -> None:
     file = folder / "data/a.jsonl"
     file.write_text(jsonl(HI))
-    page = change(visit(), edited_rows={0: {"assistant": "mine"}})
+    page = change(visit("data"), edited_rows={0: {"assistant": "mine"}})
     file.unlink() if deleted else file.write_text(jsonl(HI, BYE))
     page.run()
     assert "data/a.jsonl was changed or deleted elsewhere meanwhile." in [
@@ -149,7 +149,7 @@ def test_a_file_that_changes_meanwhile_costs_no_edit(folder: Path, deleted: bool
 def test_a_file_that_is_gone_is_said(folder: Path) -> None:
     for name in "ab":
         (folder / f"data/{name}.jsonl").write_text(jsonl(HI))
-    page = visit()
+    page = visit("data")
     page.selectbox[0].set_value("data/b.jsonl").run()
     (folder / "data/b.jsonl").unlink()
     page.run()
@@ -163,7 +163,7 @@ def test_a_file_too_large_to_edit_is_checked_all_the_same(
 ) -> None:
     monkeypatch.setattr(module, "MOST_BYTES", 10)
     (folder / "data/a.jsonl").write_text(jsonl(HI))
-    page = visit()
+    page = visit("data")
     assert page.success[0].value == "1 of 1 rows can be trained on."
     (error,) = page.error
     assert "Split the file" in error.value
@@ -173,7 +173,7 @@ def test_many_rows_are_edited_page_by_page(folder: Path) -> None:
     file = folder / "data/a.jsonl"
     rows = [{"instruction": f"Q{number}", "output": "A"} for number in range(1, 1102)]
     file.write_text(jsonl(*rows))
-    page = visit()
+    page = visit("data")
     assert len(page.data_editor[-1].value) == rows_editor.PAGE_ROWS
     page.session_state["rows-page"] = 3
     page.run()
@@ -189,7 +189,7 @@ def test_many_rows_are_edited_page_by_page(folder: Path) -> None:
 
 @pytest.mark.parametrize(("language", "save"), [("en", "Save"), ("zh", "保存")])
 def test_a_file_is_written_from_nothing(folder: Path, language: str, save: str) -> None:
-    page = visit(language)
+    page = visit("data", language)
     key = f"rows-{page.session_state['new-rows']}"
     page.session_state[key] = changes(added_rows=[{"user": "你好", "assistant": "嗨"}])
     page.run()
@@ -218,7 +218,7 @@ def test_a_full_disk_costs_nothing(full_disk: Path) -> None:
     file = full_disk / "a.jsonl"
     file.write_text(jsonl(HI, HI))
     before = file.read_bytes()
-    page = change(visit(), edited_rows={0: {"assistant": "x" * 100_000}})
+    page = change(visit("data"), edited_rows={0: {"assistant": "x" * 100_000}})
     press(page, "Save")
     assert page.error[0].value == "data/a.jsonl cannot be written: No space left on device."
     assert file.read_bytes() == before

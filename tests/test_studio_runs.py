@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from tests.helpers_page import settle_in, visit
 from tunesmith import runs
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.loss_chart import MOST_POINTS, points
@@ -55,19 +56,6 @@ def finished(name: str) -> Run:
     return run
 
 
-def visit(language: str = "en") -> AppTest:
-    def script(language: str) -> None:
-        from tunesmith.apps.studio.runs_page import page
-        from tunesmith.language import set_language
-
-        set_language(language)
-        page()
-
-    page = AppTest.from_function(script, args=(language,), default_timeout=60).run()
-    assert not page.exception
-    return page
-
-
 def press(page: AppTest, key: str) -> AppTest:
     next(button for button in page.button if button.key == key).click().run()
     assert not page.exception
@@ -80,7 +68,7 @@ def errors(page: AppTest) -> list[str]:
 
 @pytest.mark.parametrize("language", EMPTY)
 def test_without_runs(language: str) -> None:
-    assert [info.value for info in visit(language).info] == [EMPTY[language]]
+    assert [info.value for info in visit("runs", language).info] == [EMPTY[language]]
 
 
 @pytest.mark.parametrize("language", STATES)
@@ -88,7 +76,7 @@ def test_the_table_tells_how_far_each_came(language: str) -> None:
     finished("one")
     made("two").record(Failed("boom", None))
     made("three")
-    table = visit(language).dataframe[0].value
+    table = visit("runs", language).dataframe[0].value
     told = {row.iloc[0]: row for _, row in table.iterrows()}
     assert [told[name].iloc[2] for name in ("one", "two", "three")] == STATES[language]
     assert list(told["one"].iloc[[1, 3, 4]]) == ["smollm2-135m", "4 / 4", 1.25]
@@ -97,19 +85,19 @@ def test_the_table_tells_how_far_each_came(language: str) -> None:
 def test_a_run_that_is_being_trained_is_said_and_not_deleted() -> None:
     run = made("busy")
     with run.lock():
-        page = visit()
+        page = visit("runs")
         assert page.dataframe[0].value.iloc[0, 2] == "running"
         press(page, "delete-busy")
         assert "is being trained by process" in errors(page)[0]
     assert run.metrics.exists()
-    assert "busy is removed" in press(visit(), "delete-busy").success[0].value
+    assert "busy is removed" in press(visit("runs"), "delete-busy").success[0].value
     assert not list(Path("runs").iterdir())
 
 
 def test_several_are_compared_by_what_differs() -> None:
     made("one", learning_rate=1e-3)
     made("two", lora_r=32)
-    page = visit()
+    page = visit("runs")
     page.multiselect(key="runs").set_value(["one", "two"]).run()
     assert not page.exception
     rows = page.dataframe[1].value.set_index("setting")
@@ -121,7 +109,7 @@ def test_several_are_compared_by_what_differs() -> None:
 def test_the_same_settings_are_said_to_be_so() -> None:
     made("one")
     made("two")
-    page = visit("zh")
+    page = visit("runs", "zh")
     page.multiselect(key="runs").set_value(["one", "two"]).run()
     assert "它们的设置相同。" in [caption.value for caption in page.caption]
     assert (
@@ -139,11 +127,11 @@ def test_curves_are_thinned_and_end_where_they_end() -> None:
 
 def test_notes_are_kept_and_never_lost() -> None:
     run = made("one")
-    page = visit()
+    page = visit("runs")
     page.text_area(key="notes-one").set_value("rank 8 太小").run()
     press(page, "save-one")
     assert (run.path / "notes.md").read_text("utf-8") == run.notes == "rank 8 太小"
-    other = visit()
+    other = visit("runs")
     assert other.text_area(key="notes-one").value == "rank 8 太小"
     other.text_area(key="notes-one").set_value("newer").run()
     press(other, "save-one")
@@ -162,13 +150,13 @@ def test_the_adapter_comes_as_a_zip() -> None:
             "one/adapter_config.json", "one/adapter_model.safetensors", "one/tunesmith.json",
         ]  # fmt: skip
         assert archive.read("one/adapter_model.safetensors") == b"\x00" * 5000
-    assert len(visit().get("download_button")) == 1
+    assert len(visit("runs").get("download_button")) == 1
 
 
 def test_deleting_takes_the_log_along() -> None:
     run = finished("one")
     trainer.log_of(run.path).write_text("a log")
-    page = press(visit(), "delete-one")
+    page = press(visit("runs"), "delete-one")
     assert "one is removed; " in page.success[0].value
     assert page.info[0].value == EMPTY["en"]
     assert not list(Path("runs").iterdir())
@@ -177,7 +165,7 @@ def test_deleting_takes_the_log_along() -> None:
 def test_a_run_deleted_while_the_page_is_open() -> None:
     made("one")
     made("two")
-    page = visit()
+    page = visit("runs")
     page.multiselect(key="runs").set_value(["one", "two"]).run()
     runs.remove(runs.find("one"))
     page.run()
@@ -249,7 +237,7 @@ def test_a_broken_run_breaks_no_page(breaks: Callable[[Run], None], said: str | 
     made("good")
     breaks(made("bad"))
     Path("runs/empty").mkdir()
-    page = visit()
+    page = visit("runs")
     names = [str(name) for name in page.dataframe[0].value.iloc[:, 0]]
     assert sorted(names) == (["good"] if breaks is no_config else ["bad", "good"])
     page.multiselect(key="runs").set_value(names).run()
@@ -260,8 +248,7 @@ def test_a_broken_run_breaks_no_page(breaks: Callable[[Run], None], said: str | 
 def test_the_adapter_of_another_base_is_a_sentence_in_the_chat(
     home: Path, smollm2: LocalModel
 ) -> None:
-    home.mkdir()
-    (home / "models").symlink_to(smollm2.path.parents[1])
+    settle_in(home, smollm2)
     run = finished("mine")
     info = {
         "base_name": "other",

@@ -9,7 +9,8 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from tests.helpers_data import jsonl
-from tests.test_studio_data import BAD_ROW, visit
+from tests.helpers_page import visit
+from tests.test_studio_data import BAD_ROW
 from tunesmith import paths
 from tunesmith.apps.studio import token_view
 from tunesmith.models.store import LocalModel
@@ -27,7 +28,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def tokens(language: str = "en") -> AppTest:
     """The page with the tokens opened."""
-    page = visit(language)
+    page = visit("data", language)
     page.session_state["view"] = {"en": "Tokens", "zh": "词元"}[language]
     page.run()
     assert not page.exception
@@ -61,7 +62,7 @@ def test_trained_tokens_are_marked_and_all_text_is_text(
 def test_the_language_may_change_meanwhile(folder: Path, smollm2: LocalModel) -> None:
     (folder / "data/a.jsonl").write_text(jsonl(HI))
     page = tokens()
-    page.args = ("zh",)
+    page.args = ("data", "zh")
     page.run()
     assert not page.exception and not page.error
     assert [tab.label for tab in page.tabs[-2:]] == ["数据行", "词元"]

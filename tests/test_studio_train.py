@@ -9,8 +9,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
-from streamlit.testing.v1 import AppTest
 
+from tests.helpers_page import settle_in, visit
 from tests.tiny_models import tiny_model_folder
 from tunesmith import runs
 from tunesmith.apps.studio import trainer
@@ -101,24 +101,10 @@ def test_a_number_left_in_a_lock_is_nobody(settings: TrainSettings) -> None:
         assert run.trainer == os.getpid()
 
 
-def page(language: str = "en") -> AppTest:
-    def script(language: str) -> None:
-        from tunesmith.apps.studio.train_page import page
-        from tunesmith.language import set_language
-
-        set_language(language)
-        page()
-
-    page = AppTest.from_function(script, args=(language,), default_timeout=120).run()
-    assert not page.exception
-    return page
-
-
 @pytest.fixture
 def real(home: Path, smollm2: LocalModel) -> None:
     """The real model is there."""
-    home.mkdir()
-    (home / "models").symlink_to(smollm2.path.parents[1])
+    settle_in(home, smollm2)
 
 
 FIRST = {
@@ -133,10 +119,9 @@ def test_the_page_says_what_comes_first(
     language: str, tmp_path: Path, home: Path, smollm2: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    assert page(language).info[0].value == FIRST[language][0]
-    home.mkdir()
-    (home / "models").symlink_to(smollm2.path.parents[1])
-    assert page(language).info[0].value == FIRST[language][1]
+    assert visit("train", language).info[0].value == FIRST[language][0]
+    settle_in(home, smollm2)
+    assert visit("train", language).info[0].value == FIRST[language][1]
 
 
 def test_every_setting_has_a_widget(
@@ -144,7 +129,7 @@ def test_every_setting_has_a_widget(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_identity(Path("data/me.jsonl"), "Anvil", "Smith")
-    form = page()
+    form = visit("train")
     labels = {widget.label for kind in (form.number_input, form.text_input, form.selectbox,
                                         form.checkbox) for widget in kind}  # fmt: skip
     wanted = {item.name.replace("_", " ") for item in fields(TrainSettings)
@@ -163,16 +148,16 @@ def test_a_run_is_shown_as_it_stands(language: str, settings: TrainSettings) -> 
     stop, stopped, go_on, done = STATES[language]
     trainer.start(replace(settings, max_steps=ENDLESS))
     wait_until(lambda: "Saved" in kinds())
-    busy = page(language)
+    busy = visit("train", language)
     next(button for button in busy.button if button.label == stop).click().run()
     wait_until(lambda: runs.find(OUT).trainer is None)
-    rests = page(language)
+    rests = visit("train", language)
     assert rests.warning[0].value == stopped
     assert any(button.label == go_on for button in rests.button)
     runs.find(OUT).record(Failed("The disk is full.", None))
-    assert page(language).error[0].value == "The disk is full."
+    assert visit("train", language).error[0].value == "The disk is full."
     runs.find(OUT).record(Finished(5, OUT / "adapter", None, stopped_early=False))
-    assert page(language).success[0].value.startswith(done)
+    assert visit("train", language).success[0].value.startswith(done)
 
 
 def test_the_plan_is_told_before_the_start(
@@ -180,7 +165,7 @@ def test_the_plan_is_told_before_the_start(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     write_identity(Path("data/me.jsonl"), "Anvil", "Smith", languages=["en"])
-    shown = page("zh")
+    shown = visit("train", "zh")
     shown.number_input(key="setting-replay").set_value(0)
     shown.number_input(key="setting-batch_size").set_value(1)
     shown.number_input(key="setting-max_steps").set_value(1)
