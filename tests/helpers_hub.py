@@ -51,5 +51,5 @@ def pull_process(spec: str, hub: HubServer, home: Path) -> "subprocess.Popen[str
 
 def partial_file(home: Path) -> Path | None:
     """The weights while they grow."""
-    files = home.glob("models/.*.part/partial/*")
-    return max(files, key=lambda path: path.stat().st_size, default=None)
+    # The small files beside them come and go meanwhile.
+    return next(home.glob("models/.*.part/partial/*-model.safetensors"), None)
