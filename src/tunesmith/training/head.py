@@ -63,6 +63,18 @@ class Head:
         loss: Tensor = HeadLoss.apply(hidden, self, targets)  # type: ignore[no-untyped-call]
         return loss
 
+    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
+        """Of a few rows, (rows, vocab_size), in float32 or finer; the buffer is written over."""
+        exact = torch.float64 if buffer.dtype == torch.float64 else torch.float32
+        logits = torch.mm(hidden, self.weight.T, out=buffer[: len(hidden)]).to(exact)
+        if self.bias is not None:
+            logits += self.bias
+        if self.scale != 1:
+            logits *= self.scale
+        if self.cap is not None:
+            logits = logits.div_(self.cap).tanh_().mul_(self.cap)
+        return logits
+
     def chunks(self, rows: int) -> list[tuple[int, int]]:
         """Ranges of rows whose logits fit beside one another."""
         budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
@@ -80,27 +92,28 @@ class HeadLoss(torch.autograd.Function):
         x = hidden.detach().to(head.weight.dtype)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
+        buffer = _buffer(head, x)
         for start, stop in head.chunks(len(x)):
             first, last = targets.starts[start], targets.starts[stop]
             row = targets.row[first:last] - start
             token, weight = targets.token[first:last], targets.weight[first:last]
-            logits = torch.nn.functional.linear(x[start:stop], head.weight, head.bias).to(exact)
-            logits *= head.scale
-            if head.cap is not None:
-                logits = logits.div_(head.cap).tanh_().mul_(head.cap)
+            logits = head.logits(x[start:stop], buffer)
             said = (logits[row, token] * weight).sum()
             every = torch.zeros(stop - start, dtype=exact, device=x.device)
             every.index_add_(0, row, weight)
-            normaliser = logits.logsumexp(-1)
-            total += (normaliser * every).sum() - said
+            slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
+            highest = logits.amax(-1, keepdim=True)
+            powers = logits.sub_(highest).exp_()
+            normaliser = powers.sum(-1, keepdim=True)
+            total += ((normaliser.log() + highest)[:, 0] * every).sum() - said
             if gradient is None:
                 continue
-            slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
-            of_logits = logits.sub_(normaliser[:, None]).exp_().mul_(every[:, None])
+            of_logits = powers.mul_(every[:, None] / normaliser)
             of_logits.index_put_((row, token), -weight, accumulate=True)
             if slope is not None:
                 of_logits *= slope
-            of_logits *= head.scale
+            if head.scale != 1:
+                of_logits *= head.scale
             torch.mm(of_logits.to(x.dtype), head.weight, out=gradient[start:stop])
         ctx.gradient = gradient
         ctx.dtype = hidden.dtype
@@ -111,3 +124,9 @@ class HeadLoss(torch.autograd.Function):
         """The gradient of the hidden states, scaled by that of the loss."""
         (outer,) = gradients
         return (ctx.gradient * outer).to(ctx.dtype), None, None
+
+
+def _buffer(head: Head, x: Tensor) -> Tensor:
+    """For the logits of one chunk: memory that is new each time costs a CPU more than the sums."""
+    rows = max(stop - start for start, stop in head.chunks(len(x)))
+    return x.new_empty(rows, head.weight.shape[0])
