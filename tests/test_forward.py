@@ -124,7 +124,6 @@ def test_a_sliding_window_reaches_across_segments(arch: str, tmp_path: Path) -> 
     "settings",
     [
         TrainSettings(lora_r=4, use_dora=True),
-        TrainSettings(lora_r=4, lora_dropout=0.5),
     ],
 )
 def test_what_is_no_plain_lora_keeps_pefts_forward(settings: TrainSettings, tmp_path: Path) -> None:

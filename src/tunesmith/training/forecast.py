@@ -61,7 +61,7 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Forecast
     groups = [*((sample,) for sample in inputs.data.train), *replayed]
     planned = plan(inputs, model, groups)
     yield planned
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0)
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0, fused=True)
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     work = Work(

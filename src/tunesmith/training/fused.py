@@ -1,4 +1,4 @@
-"""LoRA's forward and backward as one function: y = x Wᵀ + s (x Aᵀ) Bᵀ.
+"""LoRA's forward and backward as one function: y = x Wᵀ + s (x Aᵀ) Bᵀ, dropout before Aᵀ.
 
 PEFT's own forward is the same function in five operations, each of which writes a whole
 activation and keeps its inputs for backward. Here only x and x Aᵀ are kept, the products add into
@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
+from tunesmith.training.dropout import kept
+
 if TYPE_CHECKING:
     from peft import PeftModel
 
@@ -19,8 +21,8 @@ if TYPE_CHECKING:
 def fuse_lora(model: "PeftModel") -> None:
     """Make every plain LoRA layer of the model a `FusedLinear`.
 
-    Layers with dropout, DoRA, a bias of their own, or a base that is no plain `nn.Linear` keep
-    PEFT's forward.
+    Layers with DoRA, a bias of their own, or a base that is no plain `nn.Linear` keep PEFT's
+    forward.
     """
     for module in model.modules():
         if type(module) is Linear and _is_plain(module):
@@ -39,24 +41,39 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT is not typed
             (name,) = self.lora_A
             base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
             x = x.to(base.weight.dtype)
+            mask, scale = None, self.scaling[name]
+            rate = getattr(self.lora_dropout[name], "p", 0.0)
+            if self.training and rate:
+                mask, scale = kept(x, rate), scale / (1 - rate)
             output = LoraProduct.apply(  # type: ignore[no-untyped-call]
-                x, base.weight, base.bias, a.weight, b.weight, self.scaling[name]
+                x, base.weight, base.bias, a.weight, b.weight, scale, mask
             )
         return output
 
 
 class LoraProduct(torch.autograd.Function):
-    """Shapes: x (…, in), weight (out, in), bias (out,) or None, a (r, in), b (out, r)."""
+    """Shapes: x (…, in), weight (out, in), bias (out,) or None, a (r, in), b (out, r).
+
+    The mask, of x's shape, says what dropout keeps of x before A; None keeps all.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, a: Tensor, b: Tensor, scale: float
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        a: Tensor,
+        b: Tensor,
+        scale: float,
+        mask: Tensor | None = None,
     ) -> Tensor:
         """Return (…, out), in the type of x."""
         rows = x.reshape(-1, x.shape[-1])
+        mask = None if mask is None else mask.view(rows.shape)
         a, b = a.to(rows.dtype), b.to(rows.dtype)
-        inner = rows @ a.T
-        ctx.save_for_backward(rows, inner, weight, a, b)
+        inner = _masked(rows, mask) @ a.T
+        ctx.save_for_backward(rows, inner, weight, a, b, mask)
         ctx.scale = scale
         y = F.linear(rows, weight, bias).addmm_(inner, b.T, alpha=scale)
         return y.view(*x.shape[:-1], -1)
@@ -64,25 +81,37 @@ class LoraProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         """Gradients of x, a and b; autograd turns those of a and b into their own type."""
-        rows, inner, weight, a, b = ctx.saved_tensors
+        rows, inner, weight, a, b, mask = ctx.saved_tensors
         (gradient,) = gradients
         of_y = gradient.reshape(-1, gradient.shape[-1])
         of_inner = (of_y @ b).mul_(ctx.scale)
-        of_x = (of_y @ weight).addmm_(of_inner, a) if ctx.needs_input_grad[0] else None
+        of_x = None
+        if ctx.needs_input_grad[0]:
+            of_x = of_y @ weight
+            if mask is None:
+                of_x.addmm_(of_inner, a)
+            else:
+                of_x += _masked(of_inner @ a, mask)
+            of_x = of_x.view(*gradient.shape[:-1], -1)
         return (
-            None if of_x is None else of_x.view(*gradient.shape[:-1], -1),
+            of_x,
             None,
             None,
-            of_inner.T @ rows,
+            of_inner.T @ _masked(rows, mask),
             # As of_y.T @ inner it would take a CPU ten times as long: the wide one is turned.
             (inner.T @ of_y).mul_(ctx.scale).T,
+            None,
             None,
         )
 
 
+def _masked(x: Tensor, mask: Tensor | None) -> Tensor:
+    # Not x * mask: with unlike types a CPU multiplies one entry at a time.
+    return x if mask is None else mask.to(x.dtype).mul_(x)
+
+
 def _is_plain(layer: Any) -> bool:
     (name,) = layer.lora_A
-    has_dropout = not isinstance(layer.lora_dropout[name], nn.Identity)
     return type(layer.base_layer) is nn.Linear and not (
-        has_dropout or name in layer.lora_variant or layer.lora_bias[name] or layer.fan_in_fan_out
+        name in layer.lora_variant or layer.lora_bias[name] or layer.fan_in_fan_out
     )

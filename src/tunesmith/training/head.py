@@ -13,7 +13,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-CHUNK_BYTES = {"cpu": 32 << 20, "cuda": 1 << 30}  # of float32 logits at once
+CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of float32 logits at once
 
 
 @dataclass(frozen=True)

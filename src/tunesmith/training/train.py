@@ -82,7 +82,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
         *(yield from replay_pairs(run, inputs, model)),
     ]
     optimizer = torch.optim.AdamW(
-        trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay
+        trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay, fused=True
     )
     planned = plan(inputs, model, groups)
     yield planned
