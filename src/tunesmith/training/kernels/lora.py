@@ -1,0 +1,153 @@
+"""LoRA's forward and backward as operators that a compiled layer calls and does not look into.
+
+A compiler would make each in-place sum a copy first. The function is that of `LoraProduct`; the
+MLP's three products are one operator, since between them LoRA's part can be had for nothing.
+Frozen weights are bf16, or fp8 with the scales and the turned values of `Float8Linear`.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from tunesmith.training.kernels.float8 import product, product_back
+from tunesmith.training.kernels.swiglu import swiglu, swiglu_backward
+
+
+@torch.library.custom_op("tunesmith::lora", mutates_args=())
+def lora(
+    rows: Tensor, weight: Tensor, row_scale: Tensor | None, a: Tensor, b: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Return rows Wᵀ + scale (rows aᵀ) bᵀ, (M, out), and rows aᵀ, (M, r)."""
+    inner = rows @ a.T
+    if row_scale is None:
+        return (inner * scale @ b.T).addmm_(rows, weight.T), inner
+    return product(rows, weight, row_scale).addmm_(inner, b.T, alpha=scale), inner
+
+
+@torch.library.custom_op("tunesmith::lora_backward", mutates_args=())
+def lora_backward(
+    of_y: Tensor, rows: Tensor, inner: Tensor, weight: Tensor, row_scale: Tensor | None,
+    turned: Tensor | None, a: Tensor, b: Tensor, scale: float,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of rows, a and b."""
+    of_inner = (of_y @ b).mul_(scale)
+    of_rows = _back(of_y, of_inner @ a, weight, row_scale, turned)
+    return of_rows, of_inner.T @ rows, (of_y.T @ inner).mul_(scale)
+
+
+@torch.library.custom_op("tunesmith::lora_mlp", mutates_args=())
+def lora_mlp(
+    rows: Tensor, weights: list[Tensor], row_scales: list[Tensor], a: list[Tensor],
+    b: list[Tensor], scales: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """down(silu(gate(rows)) · up(rows)), each with its LoRA; the three are listed in that order.
+
+    Returns the output (M, out), gate and up without LoRA's part (M, N), and what A makes of the
+    three inputs, (M, r) each.
+    """
+    inner = [rows @ a[0].T, rows @ a[1].T]
+    gate, up = (_forward(rows, weights, row_scales, place) for place in (0, 1))
+    act = swiglu(gate, up, (inner[0], inner[1]), (b[0], b[1]), (scales[0], scales[1]))
+    inner.append(act @ a[2].T)
+    output = _forward(act, weights, row_scales, 2).addmm_(inner[2], b[2].T, alpha=scales[2])
+    return output, gate, up, *inner
+
+
+@torch.library.custom_op("tunesmith::lora_mlp_backward", mutates_args=())
+def lora_mlp_backward(
+    of_y: Tensor, rows: Tensor, gate: Tensor, up: Tensor, inner: list[Tensor],
+    weights: list[Tensor], row_scales: list[Tensor], turned: list[Tensor], a: list[Tensor],
+    b: list[Tensor], scales: list[float],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Return the gradients of rows, of the three a, and of the three b."""
+    of_inner = (of_y @ b[2]).mul_(scales[2])
+    if row_scales:
+        of_act = product_back(of_y, turned[2], row_scales[2])
+    else:
+        of_act = of_y @ weights[2]
+    of_gate, of_up, act = swiglu_backward(
+        of_act, of_inner, a[2], gate, up, (inner[0], inner[1]), (b[0], b[1]),
+        (scales[0], scales[1]),
+    )  # fmt: skip
+    of_b_down = (of_y.T @ inner[2]).mul_(scales[2])
+    of_a_down = of_inner.T @ act
+    del act, of_act
+    lows = [(of_gate @ b[0]).mul_(scales[0]), (of_up @ b[1]).mul_(scales[1])]
+    of_rows = torch.cat(lows, 1) @ torch.cat([a[0], a[1]])
+    for place, wide in enumerate((of_gate, of_up)):
+        scale, back = (row_scales[place], turned[place]) if row_scales else (None, None)
+        of_rows = _back(wide, of_rows, weights[place], scale, back)
+    return (
+        of_rows, lows[0].T @ rows, lows[1].T @ rows, of_a_down,
+        (of_gate.T @ inner[0]).mul_(scales[0]), (of_up.T @ inner[1]).mul_(scales[1]), of_b_down,
+    )  # fmt: skip
+
+
+class LoraMlp(torch.autograd.Function):
+    """`lora_mlp` with its gradients; `frozen` is three weights, their scales, and them turned."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, scales: tuple[float, ...], frozen: int, *tensors: Tensor
+    ) -> Tensor:
+        """Return (…, out); `tensors` are `frozen` frozen ones, three a and three b."""
+        rows = x.reshape(-1, x.shape[-1])
+        fixed, low = list(tensors[:frozen]), [one.to(rows.dtype) for one in tensors[frozen:]]
+        y, *kept = lora_mlp(rows, fixed[:3], fixed[3:6], low[:3], low[3:], list(scales))
+        ctx.save_for_backward(rows, *kept, *fixed, *low)
+        ctx.scales, ctx.frozen = scales, frozen
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, of the three a, and of the three b."""
+        rows, gate, up, *rest = ctx.saved_tensors
+        inner, fixed, low = rest[:3], rest[3 : 3 + ctx.frozen], rest[3 + ctx.frozen :]
+        (gradient,) = gradients
+        of_y = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of_rows, *of_low = lora_mlp_backward(
+            of_y, rows, gate, up, inner, fixed[:3], fixed[3:6], fixed[6:], low[:3], low[3:],
+            list(ctx.scales),
+        )  # fmt: skip
+        of_x = of_rows.view(*gradient.shape[:-1], -1)
+        return of_x, None, None, *(None,) * ctx.frozen, *of_low
+
+
+def _forward(rows: Tensor, weights: list[Tensor], scales: list[Tensor], place: int) -> Tensor:
+    if scales:
+        return product(rows, weights[place], scales[place])
+    return rows @ weights[place].T
+
+
+def _back(
+    of_y: Tensor, start: Tensor, weight: Tensor, row_scale: Tensor | None, turned: Tensor | None
+) -> Tensor:
+    """start + of_y · weight, in place of `start`."""
+    if row_scale is None or turned is None:
+        return start.addmm_(of_y, weight)
+    return start.add_(product_back(of_y, turned, row_scale))
+
+
+@lora.register_fake
+def _(rows: Tensor, weight: Tensor, row_scale: Any, a: Tensor, b: Tensor, scale: float) -> Any:
+    return rows.new_empty(len(rows), len(b)), rows.new_empty(len(rows), len(a))
+
+
+@lora_backward.register_fake
+def _(of_y: Tensor, rows: Tensor, inner: Tensor, weight: Tensor, row_scale: Any, turned: Any,
+      a: Tensor, b: Tensor, scale: float) -> Any:  # fmt: skip
+    return torch.empty_like(rows), torch.empty_like(a), torch.empty_like(b)
+
+
+@lora_mlp.register_fake
+def _(rows: Tensor, weights: Any, row_scales: Any, a: Any, b: Any, scales: Any) -> Any:
+    m = len(rows)
+    sizes = [len(b[2]), len(b[0]), len(b[1]), *(len(one) for one in a)]
+    return tuple(rows.new_empty(m, size) for size in sizes)
+
+
+@lora_mlp_backward.register_fake
+def _(of_y: Tensor, rows: Tensor, gate: Any, up: Any, inner: Any, weights: Any, row_scales: Any,
+      turned: Any, a: Any, b: Any, scales: Any) -> Any:  # fmt: skip
+    return torch.empty_like(rows), *(torch.empty_like(one) for one in (*a, *b))
