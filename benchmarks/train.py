@@ -8,7 +8,7 @@ are installed. Without --data the rows are the tutorial's kind: two questions, m
 system prompt. The first step warms up and is not counted. Tokens are those of the samples, padding
 left out, each sample's own however many share them.
 
-With `--dropout 0` the losses of all must agree: `--dropout 0 --steps 50` compares whole runs.
+Without dropout the losses of all must agree: `--steps 50` compares whole runs.
 Flags for `tunesmith train` alone come after `--`, for example `-- --base-dtype fp8`.
 """
 
@@ -42,6 +42,7 @@ from tunesmith.training.train import batch
 
 TUNESMITH = [sys.executable, "-c", "from tunesmith.apps.cli import main; raise SystemExit(main())"]
 COPIES = 100
+LAST = 10  # steps whose losses are averaged at the end
 SYSTEM = "你是一名AI小助手，你的名字是不要葱姜蒜。"
 IDENTITY = (
     (
@@ -226,11 +227,12 @@ def against(name: str, ours: list[Seen], theirs: list[Seen]) -> str:
         sum(other.seconds) / sum(own.seconds) for own, other in zip(ours, theirs, strict=True)
     ]
     apart = [abs(a - b) for a, b in zip(ours[0].losses, theirs[0].losses, strict=True)]
-    last = ours[0].losses[-1] / theirs[0].losses[-1] - 1
+    last = sum(ours[0].losses[-LAST:]) / sum(theirs[0].losses[-LAST:]) - 1
     return (
         f"tunesmith / {name}: {statistics.median(ratios):.1f} times the tokens per second "
         f"({min(ratios):.1f} to {max(ratios):.1f}), {ours[0].peak / theirs[0].peak:.2f} of the "
-        f"memory; losses at most {max(apart):.1e} apart, the last {last:+.1e} of it"
+        f"memory; losses at most {max(apart):.1e} apart, on average of "
+        f"the last {min(LAST, len(apart))} steps {last:+.1e} of theirs"
     )
 
 
@@ -248,8 +250,8 @@ def _lay_out(options: argparse.Namespace, rows: Rows, folder: Path) -> Path:
         per_device=min(4, options.samples),
         steps=options.steps,
         max_length=options.max_length,
-        dtype=options.dtype,
-        dropout=options.dropout,
+        dtype=options.peer_dtype or options.dtype,
+        dropout=options.dropout if options.peer_dropout is None else options.peer_dropout,
     )
     write(job, folder / "job.json")
     # in a process of its own, since a GPU's memory is counted
@@ -279,7 +281,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--max-length", type=int, default=384)
     parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+    parser.add_argument("--peer-dtype", help="theirs, if not the same")
     parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--peer-dropout", type=float, help="theirs; the tutorial has 0.1")
     parser.add_argument("--peers", type=_words, default=list(PEERS), help="comma between names")
     parser.add_argument("more", nargs="*", help="flags for `tunesmith train`, after --")
     options = parser.parse_args()
