@@ -1,10 +1,11 @@
 """Reading what a test wrote."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunesmith.data.checks import Errors, scan
 from tunesmith.data.findings import Finding
 from tunesmith.data.messages import Conversation
 from tunesmith.data.sources import read
@@ -43,3 +44,13 @@ def parquet(path: Path, rows: list[dict[str, Any]]) -> Path:
 
     write_table(pyarrow.Table.from_pylist(rows), path)
     return path
+
+
+def load(files: Sequence[Path], held_out: Sequence[Path] = ()) -> list[Conversation]:
+    """The plain way to what is trained on: everything in memory, errors refused at the end."""
+    rows, errors = [], Errors()
+    for conversation, found in scan(files, held_out):
+        errors.add(found)
+        rows += [] if conversation is None else [conversation]
+    errors.require_none([*files, *held_out])
+    return rows

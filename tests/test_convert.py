@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.checks import check, load, question_key
+from tests.helpers_data import load
+from tunesmith.data.checks import check, question_key
 from tunesmith.data.convert import convert, split, write_messages
 from tunesmith.data.messages import Conversation, Message
 from tunesmith.errors import DataError, UsageError

@@ -4,7 +4,7 @@ import json
 import re
 import shlex
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from pathlib import Path
@@ -58,17 +58,10 @@ class Checker:
         self, conversation: Conversation, fields: Sequence[str] | None = None
     ) -> Iterator[Finding]:
         """Everything wrong with the conversation; `fields` names where its messages came from."""
-        place = conversation.place or Place(Path("-"), 1)
-        if fields is None:
-            fields = [f"messages[{number}].content" for number in range(len(conversation.messages))]
-        yield from _order(conversation.messages, fields, place)
-        for message, name in zip(conversation.messages, fields, strict=True):
-            yield from _text(message, name, place)
-        yield from self._against_others(conversation, place)
+        yield from examine_alone(conversation, fields, self.held_out)
+        yield from self._against_others(conversation, _place(conversation))
 
     def _against_others(self, conversation: Conversation, place: Place) -> Iterator[Finding]:
-        if self.held_out and (question := question_key(conversation)) in self.held_out:
-            yield _leak(place, self.held_out[question])
         prompt, answer = _prompt_and_answer(conversation)
         whole = prompt + answer
         first_answer, first_place = self._answers.setdefault(prompt, (answer, place))
@@ -79,6 +72,59 @@ class Checker:
         self._seen.setdefault(whole, place)
 
 
+def examine_alone(
+    conversation: Conversation,
+    fields: Sequence[str] | None,
+    held_out: Mapping[bytes, Place | None],
+) -> Iterator[Finding]:
+    """What is wrong with the conversation, whatever other rows say: every error is here."""
+    place = _place(conversation)
+    if fields is None:
+        fields = [f"messages[{number}].content" for number in range(len(conversation.messages))]
+    yield from _order(conversation.messages, fields, place)
+    for message, name in zip(conversation.messages, fields, strict=True):
+        yield from _text(message, name, place)
+    if held_out and (question := question_key(conversation)) in held_out:
+        yield _leak(place, held_out[question])
+
+
+class Errors:
+    """The errors of many rows: how many rows have one, and the first few."""
+
+    def __init__(self) -> None:
+        self._places: set[Place] = set()
+        self._first: list[Finding] = []
+
+    def __bool__(self) -> bool:
+        return bool(self._first)
+
+    def add(self, found: Iterable[Finding]) -> None:
+        """Take note of those that are errors."""
+        for error in found:
+            if error.is_error:
+                self._places.add(error.place)
+                if len(self._first) < _SHOWN_IN_ERROR:
+                    self._first.append(error)
+
+    def require_none(self, files: Sequence[Path]) -> None:
+        """Refuse the files if there was an error; nothing is left out silently.
+
+        Raises:
+            DataError: How many rows have one, and the first of them.
+        """
+        if self:
+            raise DataError(
+                t(
+                    "Rows that cannot be trained on: {count}. {shown} "
+                    "Type `tunesmith data check {files}` to see them all, "
+                    "or `tunesmith data convert {files} -o clean.jsonl` to keep the good ones.",
+                    count=len(self._places),
+                    shown=" ".join(map(str, self._first)),
+                    files=" ".join(shlex.quote(str(file)) for file in files),
+                )
+            )
+
+
 def scan(
     files: Sequence[Path], held_out: Sequence[Path] = ()
 ) -> Iterator[tuple[Conversation | None, tuple[Finding, ...]]]:
@@ -87,7 +133,7 @@ def scan(
     The questions of the `held_out` files must not stand in `files`; their own rows are not
     examined here.
     """
-    checker = Checker(held_out=_questions(held_out))
+    checker = Checker(held_out=questions(held_out))
     for item in parsed_rows(files):
         if isinstance(item, Parsed):
             yield item.conversation, tuple(checker.examine(item.conversation, item.fields))
@@ -105,26 +151,6 @@ def check(files: Sequence[Path], held_out: Sequence[Path] = ()) -> Report:
         usable=sum(report.usable for report in reports),
         findings=tuple(finding for report in reports for finding in report.findings),
     )
-
-
-def load(files: Sequence[Path], held_out: Sequence[Path] = ()) -> list[Conversation]:
-    """The conversations of the files, for training.
-
-    Raises:
-        DataError: A row has an error, or there are no rows; nothing is left out silently.
-        UsageError: A file cannot be opened.
-    """
-    conversations: list[Conversation] = []
-    errors: list[Finding] = []
-    for conversation, findings in scan(files, held_out):
-        errors += [finding for finding in findings if finding.is_error]
-        if conversation is not None:
-            conversations.append(conversation)
-    if errors:
-        raise DataError(_refusal(errors, [*files, *held_out]))
-    if not conversations:
-        raise DataError(t("There are no rows to train on; name at least one file with rows."))
-    return conversations
 
 
 def question_key(conversation: Conversation) -> bytes:
@@ -152,12 +178,21 @@ def _report(rows: Iterator[tuple[Conversation | None, tuple[Finding, ...]]]) -> 
     return Report(readable + len(broken), usable, tuple(findings))
 
 
-def _questions(files: Sequence[Path]) -> dict[bytes, Place | None]:
+def questions(files: Sequence[Path]) -> dict[bytes, Place | None]:
+    """What the rows of the files ask, as `question_key` has it, and where it is asked first.
+
+    Raises:
+        UsageError: A file cannot be opened.
+    """
     keys: dict[bytes, Place | None] = {}
     for item in parsed_rows(files):
         if isinstance(item, Parsed):
             keys.setdefault(question_key(item.conversation), item.conversation.place)
     return keys
+
+
+def _place(conversation: Conversation) -> Place:
+    return conversation.place or Place(Path("-"), 1)
 
 
 def _order(messages: Sequence[Message], fields: Sequence[str], place: Place) -> Iterator[Finding]:
@@ -327,14 +362,3 @@ def _canonical(conversation: Conversation, messages: Sequence[Message]) -> str:
 
 def _digest(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=16).digest()
-
-
-def _refusal(errors: Sequence[Finding], files: Sequence[Path]) -> str:
-    return t(
-        "Rows that cannot be trained on: {count}. {shown} "
-        "Type `tunesmith data check {files}` to see them all, "
-        "or `tunesmith data convert {files} -o clean.jsonl` to keep the good ones.",
-        count=len({error.place for error in errors}),
-        shown=" ".join(str(error) for error in errors[:_SHOWN_IN_ERROR]),
-        files=" ".join(shlex.quote(str(file)) for file in files),
-    )

@@ -2,6 +2,7 @@
 
 import json
 import random
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,24 +72,37 @@ def split(
     Rows that ask the same stay together, so no held-out question is trained on. With a share
     above 0 and at least two different questions, both parts get a row.
     """
-    groups: dict[bytes, int] = {}
-    for row in rows:
-        key = question_key(row)
-        groups[key] = groups.get(key, 0) + 1
-    keys = list(groups)
-    random.Random(seed).shuffle(keys)
-    chosen: set[bytes] = set()
-    wanted = max(1, round(share * len(rows))) if share > 0 else 0
-    for key in keys[:-1]:
+    asked = [question_key(row) for row in rows]
+    times = Counter(asked)
+    places = chosen_questions(list(times.values()), share, seed=seed)
+    keys = list(times)
+    chosen = {keys[place] for place in places}
+    parts: tuple[list[Conversation], list[Conversation]] = ([], [])
+    for row, key in zip(rows, asked, strict=True):
+        parts[key in chosen].append(row)
+    return parts
+
+
+def chosen_questions(
+    times: Sequence[int], share: float, *, seed: int, most: int | None = None
+) -> list[int]:
+    """Which questions to hold out, of those asked so many `times`, in the order of the rows.
+
+    Their rows are about `share` of all, and about `most` at most. One question is always left.
+    """
+    rows = sum(times)
+    wanted = max(1, round(share * rows)) if share > 0 else 0
+    wanted = wanted if most is None else min(wanted, most)
+    places = list(range(len(times)))
+    random.Random(seed).shuffle(places)
+    chosen: list[int] = []
+    for place in places[:-1]:
         if wanted <= 0:
             break
-        if groups[key] <= wanted or not chosen:
-            chosen.add(key)
-            wanted -= groups[key]
-    parts: tuple[list[Conversation], list[Conversation]] = ([], [])
-    for row in rows:
-        parts[question_key(row) in chosen].append(row)
-    return parts
+        if times[place] <= wanted or not chosen:
+            chosen.append(place)
+            wanted -= times[place]
+    return chosen
 
 
 def write_messages(path: Path, rows: Iterable[Conversation], *, overwrite: bool = False) -> None:

@@ -31,9 +31,34 @@ def read(files: Sequence[Path]) -> Iterator[Conversation | Finding]:
 
 def parsed_rows(files: Sequence[Path]) -> Iterator[Parsed | Finding]:
     """Like `read`, each conversation with the fields its messages were read from."""
+    seen: set[tuple[Path, str]] = set()
+    return (found for item in raw_rows(files) for found in _noted(item, seen))
+
+
+def raw_rows(files: Sequence[Path]) -> Iterator[Row | Finding]:
+    """Like `read`, each row as it stands; `parsed` gives it a form."""
+    require_files(files)
+    return (item for file in files for item in _file_rows(file))
+
+
+def require_files(files: Sequence[Path]) -> None:
+    """Refuse what cannot be opened.
+
+    Raises:
+        UsageError: A file is missing, is a folder, or may not be opened.
+    """
     for file in files:
         _require_file(file)
-    return (item for file in files for item in _file_rows(file))
+
+
+def parsed(item: Row | Finding) -> Parsed | Finding:
+    """The row as a conversation, or what is wrong with it."""
+    if isinstance(item, Finding):
+        return item
+    try:
+        return parse_row(item.value, item.place)
+    except RowError as error:
+        return error.at(item.place)
 
 
 def is_lines(file: Path) -> bool:
@@ -46,29 +71,26 @@ def is_lines(file: Path) -> bool:
     return _reader(file, _head(file)) is line_rows
 
 
-def _file_rows(file: Path) -> Iterator[Parsed | Finding]:
-    unused_seen: set[str] = set()
+def _noted(item: Row | Finding, seen: set[tuple[Path, str]]) -> Iterator[Parsed | Finding]:
+    """The parsed row, after a note on each field that nobody reads and that is new."""
+    found = parsed(item)
+    if isinstance(found, Parsed):
+        yield from _unused(found, item.place, seen)
+    yield found
+
+
+def _file_rows(file: Path) -> Iterator[Row | Finding]:
     is_empty = True
-    for item in _raw_rows(file):
-        if isinstance(item, Finding):
-            is_empty &= not item.is_error
-            yield item
-            continue
-        is_empty = False
-        try:
-            parsed = parse_row(item.value, item.place)
-        except RowError as error:
-            yield error.at(item.place)
-            continue
-        yield from _unused(parsed, item.place, unused_seen)
-        yield parsed
+    for item in _content(file):
+        is_empty &= isinstance(item, Finding) and not item.is_error
+        yield item
     if is_empty:
         yield RowError(
             "empty-file", None, t("the file holds no rows."), t("Leave it out, or add rows.")
         ).at(Place(file, 1))
 
 
-def _raw_rows(file: Path) -> Iterator[Row | Finding]:
+def _content(file: Path) -> Iterator[Row | Finding]:
     head = _head(file)
     if head.startswith(BOM):
         yield _byte_order_mark(file)
@@ -114,10 +136,10 @@ def _opens_lines(file: Path, first_line: bytes) -> bool:
     return first_line.endswith(b"}") or file.suffix in _LINE_SUFFIXES
 
 
-def _unused(parsed: Parsed, place: Place, seen: set[str]) -> Iterator[Finding]:
-    for name in parsed.unused:
-        if name not in seen:
-            seen.add(name)
+def _unused(row: Parsed, place: Place, seen: set[tuple[Path, str]]) -> Iterator[Finding]:
+    for name in row.unused:
+        if (place.file, name) not in seen:
+            seen.add((place.file, name))
             yield Finding(
                 "unused-field",
                 place,

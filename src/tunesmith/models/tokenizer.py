@@ -74,6 +74,12 @@ class ChatTokenizer:
         tokens = sorted(self.special_tokens.items())
         return sha256(repr((tokens, self.encode(_PROBE))).encode()).hexdigest()
 
+    @cached_property
+    def sha256(self) -> str:
+        """A hash of all that the ids of a conversation follow from."""
+        own = (self.bos_token, self.eos_token, self.chat_template)
+        return sha256(repr(own).encode() + self._file.read_bytes()).hexdigest()
+
     def encode(self, text: str, *, special: bool = True) -> list[int]:
         """The ids of `text`; nothing is added before or after it.
 

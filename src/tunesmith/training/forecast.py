@@ -17,6 +17,7 @@ from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import arithmetic, prove_packing
 from tunesmith.training.lora import trainable
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
+from tunesmith.training.samples import Groups
 from tunesmith.training.setup import Inputs, load, plan, read_inputs
 from tunesmith.training.train import Work, batch, peak_memory, shrink
 
@@ -58,7 +59,7 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Forecast
     model = load(inputs)
     opening = time.perf_counter() - begun
     replayed, replaying = yield from _replay(inputs, model)
-    groups = [*((sample,) for sample in inputs.data.train), *replayed]
+    groups = Groups(inputs.data.train, replayed)
     planned = plan(inputs, model, groups)
     yield planned
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0, fused=True)

@@ -1,31 +1,60 @@
-"""From files to samples: read, split, render, cut. Nothing is lost without being counted."""
+"""From files to samples: read, split, render, cut. Nothing is lost without being counted.
+
+Few rows are kept in memory. Many are rendered by all cores into a table in the cache, which is
+found again as long as the files and what they are rendered with stay the same.
+"""
 
 import hashlib
-from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import version
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+import tunesmith
 from tunesmith.config import TrainSettings
-from tunesmith.data.checks import load, question_key
-from tunesmith.data.convert import split
-from tunesmith.data.messages import Conversation, Identity, Message
-from tunesmith.data.packs import Sample
-from tunesmith.data.render import Renderer
+from tunesmith.data.checks import Errors, questions
+from tunesmith.data.convert import chosen_questions
+from tunesmith.data.findings import Finding
+from tunesmith.data.json_rows import Row
+from tunesmith.data.messages import Conversation, Identity
+from tunesmith.data.sources import raw_rows, require_files
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
+from tunesmith.models.cache import keep_newest, made_once
+from tunesmith.models.tokenizer import ChatTokenizer
+from tunesmith.paths import cache_dir
+from tunesmith.training.rendering import Chunk, Flag, Job, Rendered, Rendering, in_processes
+from tunesmith.training.samples import (
+    Columns,
+    SampleStore,
+    StoredRows,
+    Table,
+    file_hashes,
+    write_table,
+)
 
 MIN_QUESTIONS_TO_SPLIT = 10
+MOST_HELD_OUT = 2000  # rows; the mean loss of so many is known to about 0.01
+MOST_SYSTEMS = 5000  # replay meets no more
+CHUNK = 500  # rows
+FEW = 8  # chunks that other processes would not have done sooner, started first
+TABLES_KEPT = 6
 
 
 @dataclass(frozen=True)
 class Prepared:
     """Samples ready to train on, and what to tell of them."""
 
-    train: tuple[Sample, ...]
-    held_out: tuple[Sample, ...]
-    held_out_rows: tuple[Conversation, ...]
+    train: SampleStore
+    held_out: SampleStore
+    held_out_rows: Sequence[Conversation]
     systems: tuple[str | None, ...]
     identity: Identity | None
     languages: tuple[str, ...]
@@ -40,11 +69,8 @@ class Prepared:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over every token and mask, in order."""
-        digest = hashlib.sha256()
-        for sample in (*self.train, *self.held_out):
-            digest.update(repr((sample.input_ids, sample.trained)).encode())
-        return digest.hexdigest()
+        """SHA-256 that changes with every token and mask, and with their order."""
+        return hashlib.sha256((self.train.sha256 + self.held_out.sha256).encode()).hexdigest()
 
     def summary(self) -> dict[str, Any]:
         """What `data.json` keeps."""
@@ -66,7 +92,7 @@ class Prepared:
         return {"name": name, "author": author, "languages": list(self.languages)}
 
 
-def prepare(settings: TrainSettings, renderer: Renderer) -> Prepared:
+def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
     """Read the files and turn every row into samples of at most `max_length` tokens.
 
     Raises:
@@ -78,74 +104,155 @@ def prepare(settings: TrainSettings, renderer: Renderer) -> Prepared:
             t("There is nothing to train on; name a file: --data FILE. `tunesmith data identity` "
               "writes a first one.")
         )  # fmt: skip
-    rows = _with_system(load(settings.data, settings.eval_data), settings.system)
+    table = _table(settings.data, settings.eval_data, settings, tokenizer)
+    trained = np.ones(len(table.rows), np.bool_)
     if settings.eval_data:
-        held_out_rows = _with_system(load(settings.eval_data), settings.system)
+        other = _table(settings.eval_data, (), settings, tokenizer)
+        held_out = np.ones(len(other.rows), np.bool_)
     else:
-        rows, held_out_rows = _split(rows, settings)
-    train, cut, dropped = _samples(rows, renderer, settings.max_length)
-    held_out, _, _ = _samples(held_out_rows, renderer, settings.max_length)
+        other, held_out = table, _held_out(table, settings)
+        trained &= ~held_out
+    train = table.samples_of(trained)
+    rows = table.rows[trained]
+    dropped = int(rows["dropped"].sum())
     if not train:
         raise TrainingError(
             t("Nothing is left to train on: all {count} samples lose their answers to "
               "--max-length {length}; raise it.", count=dropped, length=settings.max_length)
         )  # fmt: skip
-    counts = Counter(row.system for row in rows)
-    own = [row for row in rows if row.identity is not None]
+    own = np.flatnonzero(table.rows["identity"] & trained)
+    files = [*settings.data, *settings.eval_data]
     return Prepared(
-        train=tuple(train),
-        held_out=tuple(held_out),
-        held_out_rows=tuple(held_out_rows),
-        systems=tuple(system for system, _ in counts.most_common()),
-        identity=own[0].identity if own else None,
-        languages=tuple(sorted({_language(row) for row in own}, reverse=True)),
-        files={str(file): _sha256(file) for file in (*settings.data, *settings.eval_data)},
-        cut=cut,
+        train=train,
+        held_out=other.samples_of(held_out),
+        held_out_rows=StoredRows(other, np.flatnonzero(held_out)),
+        systems=_systems(table, trained),
+        identity=table.conversation(int(own[0])).identity if len(own) else None,
+        languages=_languages(table.rows["chinese"][own]),
+        files=dict(zip(map(str, files), file_hashes(files), strict=True)),
+        cut=int(rows["cut"].sum()),
         dropped=dropped,
     )
 
 
-def _with_system(rows: Iterable[Conversation], system: str | None) -> list[Conversation]:
-    if system is None:
-        return list(rows)
-    first = Message("system", system)
-    return [
-        row if row.system is not None else replace(row, messages=(first, *row.messages))
-        for row in rows
-    ]
+def _table(
+    files: Sequence[Path],
+    held_out: Sequence[Path],
+    settings: TrainSettings,
+    tokenizer: ChatTokenizer,
+) -> Table:
+    """All rows of the files; those of `held_out` must not be asked in them."""
+
+    def job() -> Job:
+        return Job(tokenizer, settings.max_length, settings.system, questions(held_out))
+
+    require_files(held_out)
+    chunks = _chunks(raw_rows(files))
+    first = list(islice(chunks, FEW))
+    broken = Flag()
+    if len(first) < FEW:
+        rendering = Rendering(job())
+        done = (rendering.render(chunk, only_check=broken.is_set) for chunk in first)
+        return Table.of(_sound(done, broken, [*files, *held_out]))
+
+    def make(folder: Path) -> None:
+        done = in_processes(job(), chain(first, chunks), broken)
+        write_table(folder, _sound(done, broken, [*files, *held_out]))
+
+    return _cached(_key(files, held_out, settings, tokenizer), make)
 
 
-def _samples(
-    rows: Iterable[Conversation], renderer: Renderer, max_length: int
-) -> tuple[list[Sample], int, int]:
-    """Samples, how many lost the end of an answer, and how many lost all of it."""
-    kept, cut, dropped = [], 0, 0
-    for sample in (sample for row in rows for sample in renderer.sample(row)):
-        short = Sample(sample.input_ids[:max_length], sample.trained[:max_length])
-        lost = short.trained_tokens < sample.trained_tokens
-        if short.trained_tokens == 0:
-            dropped += 1
-        else:
-            kept.append(short)
-            cut += lost
-    return kept, cut, dropped
+def _chunks(rows: Iterator[Row | Finding]) -> Iterator[Chunk]:
+    while chunk := list(islice(rows, CHUNK)):
+        yield chunk
 
 
-def _split(
-    rows: list[Conversation], settings: TrainSettings
-) -> tuple[list[Conversation], list[Conversation]]:
-    """Hold out a share of the questions; so few different ones are all trained on."""
-    if len({question_key(row) for row in rows}) < MIN_QUESTIONS_TO_SPLIT:
-        return rows, []
-    return split(rows, settings.holdout, seed=settings.seed)
+def _sound(done: Iterable[Rendered], broken: Flag, files: Sequence[Path]) -> Iterator[Columns]:
+    """The columns, if no row turns out to be broken.
+
+    Raises:
+        DataError: Rows have errors, or the template refuses one.
+    """
+    errors, refusal = Errors(), None
+    for part in done:
+        errors.add(part.errors)
+        refusal = refusal or part.refusal
+        broken.is_set = bool(errors) or refusal is not None
+        if part.columns is not None:
+            yield part.columns
+    errors.require_none(files)
+    if refusal is not None:
+        raise refusal
 
 
-def _language(row: Conversation) -> str:
-    """zh if the question has a Chinese character, else en."""
-    asked = next(message.content for message in row.messages if message.role == "user")
-    return "zh" if any("\u4e00" <= letter <= "\u9fff" for letter in asked) else "en"
+def _cached(key: str, make: Callable[[Path], None]) -> Table:
+    folder = cache_dir() / "samples" / key
+    table = Table.opened(folder)
+    if table is None:
+        made_once(folder, make, is_whole=lambda made: Table.opened(made) is not None)
+        keep_newest(folder.parent, TABLES_KEPT)
+        table = Table.opened(folder)
+    if table is None:
+        raise TrainingError(
+            t("{path} could not be read back; is its disk sound, and not full?", path=folder)
+        )
+    os.utime(folder)
+    return table
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
+def _key(
+    files: Sequence[Path],
+    held_out: Sequence[Path],
+    settings: TrainSettings,
+    tokenizer: ChatTokenizer,
+) -> str:
+    """A hash of everything that the table follows from."""
+    parts = (
+        [(file.suffix, sha256) for file, sha256 in zip(files, file_hashes(files), strict=True)],
+        file_hashes(held_out),
+        settings.max_length,
+        settings.system,
+        tokenizer.sha256,
+        _code(),
+    )
+    return hashlib.sha256(repr(parts).encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A hash of the code that reads and renders."""
+    package = Path(tunesmith.__file__).parent
+    digest = hashlib.sha256(repr([version(name) for name in ("tokenizers", "jinja2")]).encode())
+    for part in ("data/*.py", "training/samples.py", "training/rendering.py"):
+        for file in sorted(package.glob(part)):
+            digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _held_out(table: Table, settings: TrainSettings) -> NDArray[np.bool_]:
+    """Which rows to hold out; where few different questions are asked, none."""
+    _, first, question, times = np.unique(
+        table.rows["question"], return_index=True, return_inverse=True, return_counts=True
+    )
+    if len(times) < MIN_QUESTIONS_TO_SPLIT:
+        return np.zeros(len(table.rows), np.bool_)
+    order = np.argsort(first)  # as they are met
+    chosen = chosen_questions(
+        times[order].tolist(), settings.holdout, seed=settings.seed, most=MOST_HELD_OUT
+    )
+    is_chosen = np.zeros(len(times), np.bool_)
+    is_chosen[order[chosen]] = True
+    return is_chosen[question]
+
+
+def _systems(table: Table, rows: NDArray[np.bool_]) -> tuple[str | None, ...]:
+    """The system prompts of these rows, the most frequent first, then the earlier."""
+    places = np.flatnonzero(rows)
+    _, first, times = np.unique(table.rows["system"][places], return_index=True, return_counts=True)
+    order = np.lexsort((first, -times))[:MOST_SYSTEMS]
+    return tuple(table.conversation(int(row)).system for row in places[first[order]])
+
+
+def _languages(chinese: NDArray[np.bool_]) -> tuple[str, ...]:
+    """zh if a question has a Chinese character, en if one has none."""
+    return (("zh",) if chinese.any() else ()) + (("en",) if not chinese.all() else ())

@@ -63,7 +63,8 @@ def make_replay(
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
     unnamed = [_without(system, who) for system in systems]
     asked = [_prompt(renderer, *one) for one in zip(questions, unnamed, strict=True)]
-    openings = Random(0).choices([_opening(sample) for sample in data.train], k=len(asked))
+    chosen = Random(0).choices(range(len(data.train)), k=len(asked))
+    openings = [_opening(data.train[place]) for place in chosen]
     said: dict[int, Said] = {}
     alike = sorted(range(len(asked)), key=lambda index: (unnamed[index] or "", len(asked[index])))
     for start in range(0, len(asked), AT_ONCE):

@@ -1,14 +1,13 @@
 """Before the first step: inputs, the run folder, replay, the model, the plan."""
 
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from tunesmith import runs
 from tunesmith.config import TrainSettings
 from tunesmith.data.convert import write_messages
-from tunesmith.data.packs import Group
 from tunesmith.data.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.language import t
@@ -23,12 +22,11 @@ from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.prepare import Prepared, prepare
 from tunesmith.training.replay import Replayed, make_replay, read_replay
+from tunesmith.training.samples import Groups
 
 if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
-
-LARGE = 3_000_000_000  # parameters from which a GPU recomputes activations by default
 
 
 @dataclass(frozen=True)
@@ -73,8 +71,7 @@ def read_inputs(settings: TrainSettings) -> Inputs:
     """
     model = locate(settings.model)
     tokenizer = load_tokenizer(model)
-    renderer = Renderer(tokenizer)
-    return Inputs(settings, model, tokenizer, renderer, prepare(settings, renderer))
+    return Inputs(settings, model, tokenizer, Renderer(tokenizer), prepare(settings, tokenizer))
 
 
 def open_run(inputs: Inputs, *, resume: bool) -> Run:
@@ -116,33 +113,21 @@ def load(inputs: Inputs) -> "PeftModel":
     device = choose_device(settings.device)
     dtype = choose_dtype(settings, device)
     base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
-    large = device.type == "cuda" and base.num_parameters() >= LARGE
-    recompute = settings.gradient_checkpointing
-    if large if recompute is None else recompute:
-        recompute_activations(base)
     return add_lora(base, settings)
 
 
-def recompute_activations(model: "PreTrainedModel") -> None:
-    """Keep only the layers' inputs and compute the rest again in backward."""
-    # transformers renamed it within version 5
-    enable = getattr(model, "activation_checkpointing_enable", None)
-    (enable or model.gradient_checkpointing_enable)({"use_reentrant": False})
-
-
-def plan(inputs: Inputs, model: "PeftModel", groups: Sequence[Group]) -> Planned:
+def plan(inputs: Inputs, model: "PeftModel", groups: Groups) -> Planned:
     """Count what is about to happen."""
     settings, data = inputs.settings, inputs.data
     total = sum(weight.numel() for weight in model.parameters())
     tuned = sum(weight.numel() for weight in trainable(model).values())
-    samples = [sample for group in groups for sample in group]
     steps = settings.max_steps or math.ceil(settings.epochs * len(groups) / settings.batch_size)
     return Planned(
         samples=len(groups),
         replay=len(groups) - len(data.train),
         held_out=len(data.held_out),
-        tokens=sum(len(sample.input_ids) for sample in samples),
-        trained_tokens=sum(sample.trained_tokens for sample in samples),
+        tokens=groups.tokens,
+        trained_tokens=groups.trained_tokens,
         cut=data.cut,
         dropped=data.dropped,
         steps=steps,

@@ -11,7 +11,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -39,6 +39,7 @@ from tunesmith.training.events import (
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.head import Head
 from tunesmith.training.lora import trainable
+from tunesmith.training.samples import Groups
 from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_pairs
 
 if TYPE_CHECKING:
@@ -77,10 +78,7 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
     model = load(inputs)
-    groups = [
-        *((sample,) for sample in inputs.data.train),
-        *(yield from replay_pairs(run, inputs, model)),
-    ]
+    groups = Groups(inputs.data.train, (yield from replay_pairs(run, inputs, model)))
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay, fused=True
     )
@@ -240,7 +238,7 @@ def batch(groups: Sequence[Group], step: int, size: int, seed: int) -> list[Grou
     count = len(groups)
     first = (step - 1) * size
     places = (divmod(place, count) for place in range(first, first + size))
-    return [groups[_order(count, seed, epoch)[place]] for epoch, place in places]
+    return [groups[int(_order(count, seed, epoch)[place])] for epoch, place in places]
 
 
 def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
@@ -258,11 +256,10 @@ def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
             return 0.5 * (1 - math.cos(math.pi * left))
 
 
-@cache
-def _order(count: int, seed: int, epoch: int) -> list[int]:
+@lru_cache(maxsize=2)  # a step may lie in two epochs
+def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    order: list[int] = torch.randperm(count, generator=generator).tolist()
-    return order
+    return torch.randperm(count, generator=generator)
 
 
 def _pieces(groups: Sequence[Group], size: int) -> Iterator[list[Sample]]:
