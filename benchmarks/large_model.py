@@ -99,12 +99,12 @@ def main() -> None:
     long.write_text(json.dumps(rows), encoding="utf-8")
     flags = ["--model", str(model), "--data", str(long), "--holdout", "0", "--replay", "0"]
     flags += ["--max-steps", "4", "--batch-size", "16"]
-    for size in ("4", "1"):
+    for size in ("4400", "1100"):
         out = str(work / f"long-{size}")
-        done = steps(train([*flags, "--micro-batch-size", size, "--out", out]))
+        done = steps(train([*flags, "--micro-batch-tokens", size, "--out", out]))
         last = done[-1]
         phase(
-            f"long rows, {size} in a pass",
+            f"long rows, {size} tokens in a pass",
             tokens_per_second=round(last["tokens"] / last["seconds"]),
             unique_tokens_per_second=round(last["unique_tokens"] / last["seconds"]),
             step_tokens=last["tokens"],

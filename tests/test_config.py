@@ -39,7 +39,7 @@ def test_the_tutorial_recipe_is_the_tutorial() -> None:
         "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
     )  # fmt: skip
     assert (settings.lora_r, settings.lora_alpha, settings.lora_dropout) == (8, 32, 0.1)
-    assert (settings.batch_size, settings.micro_batch_size) == (4 * 4, 4)
+    assert (settings.batch_size, settings.micro_batch_tokens) == (4 * 4, 4 * 384)
     assert (settings.epochs, settings.learning_rate, settings.max_length) == (3, 1e-4, 384)
 
 

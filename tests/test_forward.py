@@ -16,7 +16,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.training.forward import ATTENTION, pack_loss, prove_packing, register_attention
 from tunesmith.training.fused import FusedLinear
 from tunesmith.training.lora import add_lora, trainable
-from tunesmith.training.setup import recompute_activations
+from tunesmith.training.memory import recompute_activations
 
 # Of a gradient's norm. The models themselves compute norms and rotary angles in float32, whatever
 # their dtype, which leaves differences near 1e-7; a wrong mask or weight is far above this.
@@ -146,10 +146,11 @@ def test_scales_targets_and_initialisations_are_fused(
     assert_equal(in_packs(model, samples, 4), alone(model, samples))
 
 
-def test_gradient_checkpointing_changes_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("layers", [1, 2])
+def test_recomputing_in_some_or_all_layers_changes_nothing(layers: int, tmp_path: Path) -> None:
     model, samples = tuned(tmp_path, "llama"), some_samples(6)
     expected = in_packs(model, samples, 6)
-    recompute_activations(model.get_base_model())
+    recompute_activations(model, layers)
     model.train()
     assert_equal(in_packs(model, samples, 6), expected)
 

@@ -139,7 +139,7 @@ VARIATIONS: dict[str, Any] = {
     "epochs": 0.5, "learning_rate": 1e-3, "lora_r": 4, "holdout": 0.3, "system": "Be brief.",
     "max_length": 30, "lora_alpha": 4.0, "lora_dropout": 0.5, "lora_targets": ("q_proj",),
     "use_rslora": True, "use_dora": True, "init_lora": "gaussian", "batch_size": 3,
-    "micro_batch_size": 1, "max_steps": 2, "scheduler": "constant", "warmup_steps": 0,
+    "micro_batch_tokens": 1, "max_steps": 2, "scheduler": "constant", "warmup_steps": 0,
     "weight_decay": 1.0, "max_grad_norm": 0.01, "seed": 1, "eval_every": 1, "save_every": 1,
     "patience": 1, "dtype": "float64", "replay": 4,
 }  # fmt: skip
@@ -149,8 +149,8 @@ WILD: dict[str, Any] = {
     "eval_every": 1, "save_every": 1,
 }  # fmt: skip
 # The others are tried elsewhere: model, data, eval_data and out name files; device needs a second
-# one; gradient_checkpointing changes only memory (test_forward).
-ELSEWHERE = {"model", "data", "eval_data", "out", "device", "gradient_checkpointing"}
+# one; gradient_checkpointing and memory_gb change only memory (test_forward, test_memory).
+ELSEWHERE = {"model", "data", "eval_data", "out", "device", "gradient_checkpointing", "memory_gb"}
 
 
 def test_every_setting_is_tried() -> None:
@@ -197,11 +197,11 @@ def test_each_setting_changes_something(
     assert outcome(varied) != expected
 
 
-def test_pieces_of_any_size_train_alike(settings: TrainSettings, tmp_path: Path) -> None:
+def test_passes_of_any_size_train_alike(settings: TrainSettings, tmp_path: Path) -> None:
     losses = []
-    for size in (1, 2, 4):
+    for size in (1, 60, 1000):
         out = tmp_path / f"run-{size}"
-        events = train(replace(settings, out=out, micro_batch_size=size, dtype="float64"))
+        events = train(replace(settings, out=out, micro_batch_tokens=size, dtype="float64"))
         losses.append([event.loss for event in events if isinstance(event, Step)])
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
     assert losses[0] == pytest.approx(losses[2], rel=1e-6)
@@ -384,7 +384,7 @@ def test_a_full_disk_keeps_the_previous_checkpoint(
     assert isinstance(rest[-1], Finished)
 
 
-def test_out_of_memory_halves_the_piece_and_says_so(tmp_path: Path, home: Path) -> None:
+def test_out_of_memory_halves_the_pass_and_says_so(tmp_path: Path, home: Path) -> None:
     """A real limit on the address space: a whole step does not fit, smaller pieces do."""
     script = tmp_path / "train.py"
     script.write_text(OUT_OF_MEMORY, encoding="utf-8")
@@ -395,8 +395,9 @@ def test_out_of_memory_halves_the_piece_and_says_so(tmp_path: Path, home: Path) 
         capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
-    sizes, steps = json.loads(done.stdout)
-    assert sizes and sizes == [16, 8, 4, 2, 1][: len(sizes)]
+    planned, sizes, steps = json.loads(done.stdout)
+    assert sizes and planned > sizes[0] == max(sizes)
+    assert sizes == [sizes[0] // 2**halvings for halvings in range(len(sizes))]
     assert steps == [1, 2]
 
 
@@ -408,15 +409,17 @@ from tunesmith.training.events import Shrunk, Started, Step
 from tunesmith.training.train import train
 model, data, out = sys.argv[1:]
 settings = TrainSettings(model=model, data=(Path(data),), out=Path(out), replay=0, holdout=0,
-                         max_steps=2, batch_size=32, device="cpu", dtype="float32")
+                         max_steps=2, batch_size=32, device="cpu", dtype="float32",
+                         micro_batch_tokens=100_000)
 events = []
 for event in train(settings):
     if isinstance(event, Started):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        limit = used + 500 * 2**20
+        limit = used + 250 * 2**20
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
     events.append(event)
-print(json.dumps([[e.micro_batch_size for e in events if isinstance(e, Shrunk)],
+print(json.dumps([events[0].micro_batch_tokens,
+                  [e.micro_batch_tokens for e in events if isinstance(e, Shrunk)],
                   [e.step for e in events if isinstance(e, Step)]]))
 """
 

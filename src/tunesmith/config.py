@@ -78,12 +78,6 @@ class TrainSettings:
     init_lora: InitLora = setting("default", "How the LoRA matrices start.", group="lora")
 
     batch_size: int = setting(8, "Samples in an optimizer step.", group="optimizer", low=1)
-    micro_batch_size: int | None = setting(
-        None,
-        "Samples in one forward pass. Default: the whole step, less if memory runs out.",
-        group="optimizer",
-        low=1,
-    )
     max_steps: int | None = setting(
         None, "Stop after this many optimizer steps.", group="optimizer", low=1
     )
@@ -115,8 +109,34 @@ class TrainSettings:
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
         "auto", "Arithmetic of the base model; LoRA weights stay in float32.", group="machine"
     )
+    base_dtype: Literal["auto", "fp8"] = setting(
+        "auto",
+        "How the frozen base is kept: auto (as --dtype), or fp8 for an NVIDIA GPU from Hopper on.",
+        group="machine",
+    )
+    compile: bool | None = setting(
+        None,
+        "Compile the layers on a GPU, which takes half a minute. Default: where it comes back.",
+        group="machine",
+    )
+    micro_batch_tokens: int | None = setting(
+        None,
+        "Tokens in one forward pass, those that samples share counted once. Default: as many as "
+        "fit and are of use.",
+        group="machine",
+        low=1,
+    )
     gradient_checkpointing: bool | None = setting(
-        None, "Recompute activations to save memory. Default: on a GPU from 3B up.", group="machine"
+        None,
+        "Recompute activations to save memory, in all layers or in none. Default: in as many as "
+        "it takes.",
+        group="machine",
+    )
+    memory_gb: float | None = setting(
+        None,
+        "Memory that training may use, in GB. Default: what is free.",
+        group="machine",
+        low=0.1,
     )
 
     def __post_init__(self) -> None:

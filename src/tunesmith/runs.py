@@ -32,7 +32,9 @@ from tunesmith.errors import RunError, UsageError
 from tunesmith.language import t
 
 # These say where and in what pieces the work is done, not what is computed.
-FREE_TO_CHANGE = frozenset({"out", "micro_batch_size", "device", "gradient_checkpointing"})
+FREE_TO_CHANGE = frozenset(
+    {"out", "device", "micro_batch_tokens", "gradient_checkpointing", "memory_gb"}
+)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,14 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
+def a_pass(tokens: int, recomputed: int, layers: int) -> str:
+    """How a step is cut: 2,048 tokens at most, 4 of 28 layers recomputed."""
+    longest = t("{tokens:,} tokens at most", tokens=tokens)
+    if not recomputed:
+        return longest
+    return longest + t(", {part} of {all} layers recomputed", part=recomputed, all=layers)
+
+
 def duration(seconds: float) -> str:
     """Seconds for people: 3 min 20 s."""
     whole = round(seconds)

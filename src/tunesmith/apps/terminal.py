@@ -15,7 +15,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from tunesmith.apps.figures import Speed, duration, size
+from tunesmith.apps.figures import Speed, a_pass, duration, size
 from tunesmith.apps.inert import inert
 from tunesmith.language import t
 from tunesmith.training.events import (
@@ -268,6 +268,7 @@ def _plan(event: Planned) -> Table:
             ),
         ),
         (t("device"), f"{event.device}, {event.dtype}"),
+        (t("a pass"), a_pass(event.micro_batch_tokens, event.recomputed_layers, event.layers)),
     ]
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:
@@ -300,8 +301,10 @@ def _evaluated(event: Evaluated) -> str:
 
 def _shrunk(event: Shrunk) -> str:
     return t(
-        "memory ran out; going on with {size} samples at a time, for the same result",
-        size=event.micro_batch_size,
+        "memory ran out; going on with {tokens:,} tokens in a pass and {layers} layers recomputed, "
+        "for the same result",
+        tokens=event.micro_batch_tokens,
+        layers=event.recomputed_layers,
     )
 
 

@@ -74,14 +74,12 @@ def plan(
 def forecast_line(event: "Forecast") -> str:
     """Time and memory in one sentence."""
     return t(
-        "about {time} ({low} to {high}), {speed:,.0f} tokens/s, {memory} of memory, "
-        "{size} samples in a pass",
+        "about {time} ({low} to {high}), {speed:,.0f} tokens/s, {memory} of memory",
         time=duration(event.seconds),
         low=duration(event.low),
         high=duration(event.high),
         speed=event.tokens_per_second,
         memory=size(event.memory),
-        size=event.micro_batch_size,
     )
 
 

@@ -9,7 +9,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,13 +31,26 @@ MANIFEST = "manifest.json"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far training is; `stale` counts evaluations since the best one."""
+    """How far training is, and how its steps are cut.
+
+    `stale` counts evaluations since the best one. A pass has at most `micro_batch_tokens`, and the
+    first `recomputed_layers` compute their activations again in backward.
+    """
 
     step: int = 0
     best_step: int = 0
     best_loss: float | None = None
     stale: int = 0
-    micro_batch_size: int = 0
+    micro_batch_tokens: int = 0
+    recomputed_layers: int = 0
+
+    def cut_as(self, other: "Progress") -> "Progress":
+        """As far as this, its steps cut like the other's."""
+        return replace(
+            self,
+            micro_batch_tokens=other.micro_batch_tokens,
+            recomputed_layers=other.recomputed_layers,
+        )
 
 
 def save_checkpoint(

@@ -17,7 +17,9 @@ class Planned:
     """What is about to happen, before any weight moves.
 
     `samples` counts those trained on, `replay` of them are neutral questions; `cut` lost the end
-    of an answer to the length limit, `dropped` had nothing left to train on.
+    of an answer to the length limit, `dropped` had nothing left to train on. A step is cut into
+    passes of at most `micro_batch_tokens`, and `recomputed_layers` of the `layers` that could
+    recompute their activations do.
     """
 
     samples: int
@@ -33,6 +35,9 @@ class Planned:
     total_parameters: int
     device: str
     dtype: str
+    micro_batch_tokens: int
+    recomputed_layers: int
+    layers: int
 
 
 @dataclass(frozen=True)
@@ -77,10 +82,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class Shrunk:
-    """Memory ran out: the step is done again in smaller pieces, the same effective batch."""
+    """Memory ran out: the step is done again in smaller passes or with layers that recompute.
+
+    The effective batch is the same.
+    """
 
     step: int
-    micro_batch_size: int
+    micro_batch_tokens: int
+    recomputed_layers: int
 
 
 @dataclass(frozen=True)

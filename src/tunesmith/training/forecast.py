@@ -1,10 +1,11 @@
 """What a training will take, from a few of its own steps done on a model that is thrown away."""
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
+from random import Random
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
@@ -12,27 +13,31 @@ import torch
 
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Group
-from tunesmith.training.checkpoint import Progress
-from tunesmith.training.events import Planned, Replaying
+from tunesmith.data.passes import passes, unique_tokens
+from tunesmith.runs import Run
+from tunesmith.training.checkpoint import Progress, save_checkpoint
+from tunesmith.training.events import Planned, Replaying, Shrunk
 from tunesmith.training.forward import arithmetic, prove_packing
 from tunesmith.training.lora import trainable
+from tunesmith.training.memory import fit, peak_memory, recompute_activations
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import Inputs, load, plan, read_inputs
-from tunesmith.training.train import Work, batch, peak_memory, shrink
+from tunesmith.training.train import Work
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TIMED = 4  # steps, after one that warms up
-LOOKED_AT = 1000  # steps among which the one with the most tokens is looked for
+TIMED = 4  # steps at least, after one that warms up
+TIMED_SECONDS = 10.0  # as many more as fit into it
+LOOKED_AT = 200  # steps whose tokens are counted
 
 
 @dataclass(frozen=True)
 class Forecast:
     """What the whole training takes; times in seconds, memory in bytes.
 
-    `seconds` is everything from opening the model to the adapter, and lies between `low` and
+    `seconds` is everything from reading the data to the adapter, and lies between `low` and
     `high` if the steps that were timed are typical. `memory` is the peak of the GPU's, else of
     the process's.
     """
@@ -43,13 +48,12 @@ class Forecast:
     step_seconds: float
     tokens_per_second: float
     memory: int
-    micro_batch_size: int
 
 
-def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Forecast]:
-    """Do a few steps of the training and tell what all of them take. Nothing is written.
+def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Shrunk | Forecast]:
+    """Do a few steps of the training and tell what all of them take. Nothing is kept.
 
-    The heaviest step is among them, so that the memory is the whole training's.
+    The step with the largest pass is among them, so that the memory is the whole training's.
 
     Raises:
         TunesmithError: Whatever would keep the training itself from beginning.
@@ -59,32 +63,37 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Forecast
     model = load(inputs)
     opening = time.perf_counter() - begun
     replayed, replaying = yield from _replay(inputs, model)
+    begun = time.perf_counter()
     groups = Groups(inputs.data.train, replayed)
-    planned = plan(inputs, model, groups)
-    yield planned
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0, fused=True)
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
+    progress = fit(settings, model, head, groups)
+    recompute_activations(model, progress.recomputed_layers)
+    planned = plan(inputs, model, groups, progress)
+    yield planned
+    opening += time.perf_counter() - begun
     work = Work(
         settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
-    size, rates = _timed(work, _heaviest(work))
-    evaluating = _evaluating(work, size) * work.evaluations
-    tokens = planned.tokens / len(groups) * settings.batch_size * planned.steps
+    looked_at = _spread(work.steps, LOOKED_AT)
+    progress = yield from _warmed_up(work, progress, looked_at)
+    timed = _timed(work, progress, looked_at)
+    apart = opening + replaying + _evaluating(work, progress) + _saving(work, progress, inputs)
+    mean = sum(_unique(work, step) for step in looked_at) / len(looked_at)
     low, middle, high = (
-        opening + replaying + evaluating + tokens * rate
-        for rate in (min(rates), sum(rates) / len(rates), max(rates))
+        apart + work.steps * mean * rate
+        for rate in (min(timed), sum(timed) / len(timed), max(timed))
     )
-    rate = sum(rates) / len(rates)
+    step_seconds = (middle - apart) / work.steps
     yield Forecast(
         seconds=middle,
         low=low,
         high=high,
-        step_seconds=tokens * rate / planned.steps,
-        tokens_per_second=1 / rate,
+        step_seconds=step_seconds,
+        tokens_per_second=planned.tokens / len(groups) * settings.batch_size / step_seconds,
         memory=peak_memory(model.device),
-        micro_batch_size=size,
     )
 
 
@@ -105,31 +114,63 @@ def _replay(
     return list(islice(cycle(pairs), round(count * len(pairs) / probed))), seconds
 
 
-def _heaviest(work: Work) -> int:
-    """The step with the most tokens."""
-
-    def tokens(step: int) -> int:
-        groups = batch(work.groups, step, work.settings.batch_size, work.settings.seed)
-        return sum(len(sample.input_ids) for group in groups for sample in group)
-
-    return max(range(1, min(work.steps, LOOKED_AT) + 1), key=tokens)
+def _spread(steps: int, most: int) -> list[int]:
+    """At most so many of the steps, from all of the training, in an order of no meaning."""
+    count = min(steps, most)
+    chosen = [1 + (steps - 1) * place // max(1, count - 1) for place in range(count)]
+    Random(0).shuffle(chosen)
+    return chosen
 
 
-def _timed(work: Work, heaviest: int) -> tuple[int, list[float]]:
-    """In pieces of which size the steps fit into memory, and seconds per token of typical ones."""
-    size = work.settings.micro_batch_size or work.settings.batch_size
-    progress = Progress(micro_batch_size=min(size, work.settings.batch_size))
-    while work.step(heaviest, progress.micro_batch_size) is None:
-        progress = shrink(progress)
-    chosen = [1 + (work.steps - 1) * part // TIMED for part in range(TIMED)]
-    done = [work.step(step, progress.micro_batch_size) for step in chosen]
-    return progress.micro_batch_size, [step.seconds / step.tokens for step in done if step]
+def _unique(work: Work, step: int) -> int:
+    return unique_tokens(work.batch(step))
 
 
-def _evaluating(work: Work, micro_batch_size: int) -> float:
-    """Seconds of one look at the held-out samples."""
+def _warmed_up(
+    work: Work, progress: Progress, steps: Sequence[int]
+) -> Generator[Shrunk, None, Progress]:
+    """Do the step with the largest pass of all; how the passes are cut so that it fits."""
+
+    def largest(step: int) -> int:
+        every = passes(work.batch(step), progress.micro_batch_tokens)
+        return max(unique_tokens([(sample,) for sample in samples]) for samples in every)
+
+    heaviest = max(steps, key=largest)
+    while work.step(heaviest, progress.micro_batch_tokens) is None:
+        progress = work.shrink(heaviest, progress)
+        yield Shrunk(heaviest, progress.micro_batch_tokens, progress.recomputed_layers)
+    return progress
+
+
+def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
+    """Seconds for each unique token, of some steps."""
+    rates: list[float] = []
+    begun = time.perf_counter()
+    for step in cycle(steps):
+        if len(rates) >= TIMED and time.perf_counter() - begun > TIMED_SECONDS:
+            break
+        if len(rates) >= max(TIMED, len(steps)):
+            break
+        done = work.step(step, progress.micro_batch_tokens)
+        if done is not None:
+            rates.append(done.seconds / _unique(work, step))
+    return rates
+
+
+def _evaluating(work: Work, progress: Progress) -> float:
+    """Seconds of all looks at the held-out samples."""
     if not work.held_out:
         return 0.0
     begun = time.perf_counter()
-    work.held_out_loss(micro_batch_size)
-    return time.perf_counter() - begun
+    work.held_out_loss(progress.micro_batch_tokens)
+    return (time.perf_counter() - begun) * work.evaluations
+
+
+def _saving(work: Work, progress: Progress, inputs: Inputs) -> float:
+    """Seconds of all checkpoints."""
+    with TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        run = Run(Path(folder))
+        save_checkpoint(run, work.model, work.optimizer, progress, inputs.adapter_info)
+        seconds = time.perf_counter() - begun
+    return seconds * sum(map(work.saves_at, range(1, work.steps + 1)))

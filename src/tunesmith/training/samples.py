@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from tunesmith.data.forms import parse_row
 from tunesmith.data.messages import Conversation, Place
 from tunesmith.data.packs import Group, Sample
+from tunesmith.data.passes import unique_tokens
 
 TRAINED = 1 << 31
 TOKENS = np.dtype("<u4")
@@ -146,6 +147,11 @@ class SampleStore(Sequence[Sample]):
         return int(self._table.sizes(self._numbers)["tokens"].sum(dtype=np.int64))
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return int(self._table.sizes(self._numbers)["tokens"].max(initial=0))
+
+    @cached_property
     def trained_tokens(self) -> int:
         """How many of them carry loss."""
         return int(self._table.sizes(self._numbers)["trained"].sum(dtype=np.int64))
@@ -206,6 +212,11 @@ class Groups(Sequence[Group]):
         """How many all samples have."""
         more = (len(sample.input_ids) for group in self._together for sample in group)
         return self._alone.tokens + sum(more)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest group, those that its samples share counted once."""
+        return max(self._alone.longest, *(unique_tokens([one]) for one in self._together), 0)
 
     @property
     def trained_tokens(self) -> int:

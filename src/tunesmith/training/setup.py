@@ -16,17 +16,23 @@ from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import ChatTokenizer, load_tokenizer
 from tunesmith.models.weights import load_model
 from tunesmith.runs import Run
-from tunesmith.training.device import choose_device, choose_dtype
+from tunesmith.training.checkpoint import Progress
+from tunesmith.training.device import (
+    choose_device,
+    choose_dtype,
+    has_kernels,
+    require_float8,
+)
 from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
+from tunesmith.training.memory import layers_of, limit_memory
 from tunesmith.training.prepare import Prepared, prepare
 from tunesmith.training.replay import Replayed, make_replay, read_replay
 from tunesmith.training.samples import Groups
 
 if TYPE_CHECKING:
     from peft import PeftModel
-    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -111,13 +117,22 @@ def load(inputs: Inputs) -> "PeftModel":
     settings = inputs.settings
     register_attention()
     device = choose_device(settings.device)
+    limit_memory(device, settings.memory_gb)
     dtype = choose_dtype(settings, device)
+    kernels = has_kernels(device, dtype)
+    if settings.base_dtype == "fp8":
+        require_float8(settings, device, kernels=kernels)
     base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
-    return add_lora(base, settings)
+    tuned = add_lora(base, settings)
+    if kernels:
+        from tunesmith.training.kernels.fuse import use_kernels
+
+        use_kernels(tuned, float8=settings.base_dtype == "fp8")
+    return tuned
 
 
-def plan(inputs: Inputs, model: "PeftModel", groups: Groups) -> Planned:
-    """Count what is about to happen."""
+def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress) -> Planned:
+    """Count what is about to happen, in passes as `progress` says."""
     settings, data = inputs.settings, inputs.data
     total = sum(weight.numel() for weight in model.parameters())
     tuned = sum(weight.numel() for weight in trainable(model).values())
@@ -136,6 +151,9 @@ def plan(inputs: Inputs, model: "PeftModel", groups: Groups) -> Planned:
         total_parameters=total,
         device=str(model.device),
         dtype=str(model.get_base_model().dtype).removeprefix("torch."),
+        micro_batch_tokens=progress.micro_batch_tokens,
+        recomputed_layers=progress.recomputed_layers,
+        layers=len(layers_of(model)),
     )
 
 

@@ -4,9 +4,7 @@ Everything random in step n follows from the seed and n, so a resumed run is the
 """
 
 import math
-import resource
 import shutil
-import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
@@ -19,6 +17,7 @@ import torch
 from tunesmith import paths
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Group, Sample, pack
+from tunesmith.data.passes import passes, unique_tokens
 from tunesmith.errors import RunError, TrainingError, TunesmithError
 from tunesmith.language import t
 from tunesmith.models.adapter import AdapterInfo, save_adapter
@@ -26,6 +25,7 @@ from tunesmith.models.plain import plain_lora
 from tunesmith.runs import Run
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Progress
+from tunesmith.training.compiled import compile_if_it_pays, uncompiled
 from tunesmith.training.events import (
     Evaluated,
     Event,
@@ -39,14 +39,23 @@ from tunesmith.training.events import (
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.head import Head
 from tunesmith.training.lora import trainable
+from tunesmith.training.memory import fit, layers_of, peak_memory, recompute_activations
 from tunesmith.training.samples import Groups
-from tunesmith.training.setup import Inputs, load, open_run, plan, read_inputs, replay_pairs
+from tunesmith.training.setup import (
+    Inputs,
+    load,
+    open_run,
+    plan,
+    read_inputs,
+    replay_pairs,
+)
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
 # These begin by moving a part of the base's weights into the adapter.
 MOVES_THE_BASE = ("pissa", "olora")
+SAY_WHAT_FITS = ("micro_batch_tokens", "gradient_checkpointing", "memory_gb")
 EVALUATIONS = 10  # a run, unless eval_every says otherwise
 
 
@@ -82,13 +91,18 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay, fused=True
     )
-    planned = plan(inputs, model, groups)
-    yield planned
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
-    progress, notices = _resume(run, model, optimizer, settings)
+    progress, notices = _resume(run, model, optimizer)
+    if progress is None or _other_passes(settings, run.settings):
+        fitted = fit(settings, model, head, groups)
+        progress = fitted if progress is None else progress.cut_as(fitted)
+    recompute_activations(model, progress.recomputed_layers)
+    planned = plan(inputs, model, groups, progress)
+    yield planned
+    compile_if_it_pays(settings, model, planned)
     run.rewind(progress.step)
     yield Started(progress.step, tuple(notices))
     work = Work(
@@ -104,16 +118,16 @@ def _loop(
 ) -> Generator[Event, None, Progress]:
     """Step, evaluate, save, until the last step or until patience ends."""
     if progress.step == 0 and work.held_out:
-        yield Evaluated(0, work.held_out_loss(progress.micro_batch_size), best=False)
+        yield Evaluated(0, work.held_out_loss(progress.micro_batch_tokens), best=False)
     while progress.step < work.steps and not work.out_of_patience(progress):
         step = progress.step + 1
-        while (done := work.step(step, progress.micro_batch_size)) is None:
-            progress = shrink(progress)
-            yield Shrunk(step, progress.micro_batch_size)
+        while (done := work.step(step, progress.micro_batch_tokens)) is None:
+            progress = work.shrink(step, progress)
+            yield Shrunk(step, progress.micro_batch_tokens, progress.recomputed_layers)
         yield done
         progress = replace(progress, step=step)
         if work.evaluates_at(step):
-            loss = work.held_out_loss(progress.micro_batch_size)
+            loss = work.held_out_loss(progress.micro_batch_tokens)
             progress = _compared(progress, loss)
             yield Evaluated(step, loss, best=progress.best_step == step)
         if work.saves_at(step) or progress.best_step == step:
@@ -135,7 +149,7 @@ class Work:
     steps: int
     peak_rate: float
 
-    def step(self, step: int, micro_batch_size: int) -> Step | None:
+    def step(self, step: int, micro_batch_tokens: int) -> Step | None:
         """Do optimizer step `step` (from 1); None if memory ran out, and nothing has changed.
 
         Raises:
@@ -143,9 +157,9 @@ class Work:
         """
         begun = time.perf_counter()
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
-        groups = batch(self.groups, step, self.settings.batch_size, self.settings.seed)
+        groups = self.batch(step)
         try:
-            loss, unique = self._accumulate(groups, micro_batch_size)
+            loss, unique = self._accumulate(groups, micro_batch_tokens)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -166,16 +180,40 @@ class Work:
             memory=peak_memory(self.model.device),
         )
 
-    def held_out_loss(self, micro_batch_size: int) -> float:
+    def batch(self, step: int) -> list[Group]:
+        """The groups of a step."""
+        return batch(self.groups, step, self.settings.batch_size, self.settings.seed)
+
+    def shrink(self, step: int, progress: Progress) -> Progress:
+        """How to go on with a step for which memory ran out.
+
+        Raises:
+            TrainingError: Its longest group alone does not fit, however its layers are run.
+        """
+        if self.model.device.type == "cuda":
+            torch.cuda.empty_cache()
+        groups, layers = self.batch(step), len(layers_of(self.model))
+        longest = max(unique_tokens([group]) for group in groups)
+        tried = min(progress.micro_batch_tokens, unique_tokens(groups))
+        if tried > longest:
+            return replace(progress, micro_batch_tokens=max(longest, tried // 2))
+        if progress.recomputed_layers < layers:
+            recompute_activations(self.model, layers)
+            return replace(progress, recomputed_layers=layers)
+        raise TrainingError(
+            t("Memory ran out on a single sample of {tokens:,} tokens, its activations recomputed; "
+              "lower --max-length.", tokens=longest)
+        )  # fmt: skip
+
+    def held_out_loss(self, micro_batch_tokens: int) -> float:
         """Mean loss over the held-out samples, in nats per trained token."""
         self.model.eval()
         weight = sum(sample.trained_tokens for sample in self.held_out)
-        with torch.no_grad(), arithmetic(self.model.get_base_model()):
-            pieces = _pieces([(sample,) for sample in self.held_out], micro_batch_size)
-            return (
-                sum(float(pack_loss(self.model, pack(piece), self.head)) for piece in pieces)
-                / weight
-            )
+        base = self.model.get_base_model()
+        with torch.no_grad(), arithmetic(base), uncompiled(base):
+            every = passes([(sample,) for sample in self.held_out], micro_batch_tokens)
+            losses = (pack_loss(self.model, pack(samples), self.head) for samples in every)
+            return sum(map(float, losses)) / weight
 
     def evaluates_at(self, step: int) -> bool:
         """Whether the held-out samples are looked at after this step."""
@@ -199,20 +237,20 @@ class Work:
         patience = self.settings.patience
         return patience is not None and progress.stale >= patience
 
-    def _accumulate(self, groups: Sequence[Group], micro_batch_size: int) -> tuple[float, int]:
-        """Backward over the step in pieces; returns the mean loss and the unique tokens.
+    def _accumulate(self, groups: Sequence[Group], micro_batch_tokens: int) -> tuple[float, int]:
+        """Backward over the step in passes; returns the mean loss and the unique tokens.
 
         Of soft targets the loss is what lies above their own entropy: 0 where nothing moved.
 
-        Each piece is weighted by the tokens of the whole step, so that pieces of any size give
+        Each pass is weighted by the tokens of the whole step, so that passes of any size give
         the same gradient.
         """
         self.model.train()
         samples = [sample for group in groups for sample in group]
         weight = sum(sample.trained_tokens for sample in samples)
         total, unique = -sum(sample.entropy for sample in samples) / weight, 0
-        for piece in _pieces(groups, micro_batch_size):
-            packed = pack(piece)
+        for some in passes(groups, micro_batch_tokens):
+            packed = pack(some)
             with arithmetic(self.model.get_base_model()):
                 loss = pack_loss(self.model, packed, self.head) / weight
             torch.autograd.backward(loss)
@@ -262,21 +300,16 @@ def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(count, generator=generator)
 
 
-def _pieces(groups: Sequence[Group], size: int) -> Iterator[list[Sample]]:
-    """Cut a step into pieces of `size` groups, alike ones together so that they can share."""
-    ordered = sorted(groups, key=lambda group: group[0].input_ids)
-    for start in range(0, len(ordered), size):
-        yield [sample for group in ordered[start : start + size] for sample in group]
-
-
 def _resume(
-    run: Run, model: "PeftModel", optimizer: torch.optim.Optimizer, settings: TrainSettings
-) -> tuple[Progress, list[str]]:
+    run: Run, model: "PeftModel", optimizer: torch.optim.Optimizer
+) -> tuple[Progress | None, list[str]]:
     path, notices = checkpoint.newest_checkpoint(run)
-    if path is None:
-        size = settings.micro_batch_size or settings.batch_size
-        return Progress(micro_batch_size=min(size, settings.batch_size)), notices
-    return checkpoint.load_checkpoint(path, model, optimizer), notices
+    return checkpoint.load_checkpoint(path, model, optimizer) if path else None, notices
+
+
+def _other_passes(now: TrainSettings, before: TrainSettings) -> bool:
+    """Whether a resumed run is asked to cut its steps otherwise than it did."""
+    return any(getattr(now, name) != getattr(before, name) for name in SAY_WHAT_FITS)
 
 
 def _compared(progress: Progress, loss: float) -> Progress:
@@ -295,22 +328,6 @@ def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
     return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
 
 
-def shrink(progress: Progress) -> Progress:
-    """Go on in pieces of half the size.
-
-    Raises:
-        TrainingError: A piece is one sample already.
-    """
-    if progress.micro_batch_size == 1:
-        raise TrainingError(
-            t("Memory ran out on a single sample; lower --max-length, or add "
-              "--gradient-checkpointing.")
-        )  # fmt: skip
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-    return replace(progress, micro_batch_size=(progress.micro_batch_size + 1) // 2)
-
-
 def _is_out_of_memory(error: BaseException) -> bool:
     """PyTorch's CPU allocator has no error class of its own."""
     named = isinstance(error, torch.OutOfMemoryError | MemoryError)
@@ -324,11 +341,3 @@ def _require_finite(step: int, loss: float, norm: float) -> None:
               "kept. Lower --learning-rate and train into a new folder.",
               step=step, loss=loss, norm=norm)
         )  # fmt: skip
-
-
-def peak_memory(device: torch.device) -> int:
-    """Bytes: of the GPU's allocator, else of this process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

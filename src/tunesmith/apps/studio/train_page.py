@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 
 from tunesmith import runs
-from tunesmith.apps.figures import duration, size
+from tunesmith.apps.figures import a_pass, duration, size
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.data_page import files
 from tunesmith.apps.studio.live import live
@@ -81,7 +81,7 @@ def _show_plan(planned: dict[str, Any], forecast: dict[str, Any]) -> None:
     st.caption(
         t(
             "{low} to {high} · {trained:,} tokens trained on · {samples:,} samples, of them "
-            "{replay:,} neutral, {held_out:,} held out · learning rate {rate:g}",
+            "{replay:,} neutral, {held_out:,} held out · learning rate {rate:g} · a pass: {a_pass}",
             low=duration(forecast["low"]),
             high=duration(forecast["high"]),
             trained=planned["trained_tokens"],
@@ -89,6 +89,9 @@ def _show_plan(planned: dict[str, Any], forecast: dict[str, Any]) -> None:
             replay=planned["replay"],
             held_out=planned["held_out"],
             rate=planned["learning_rate"],
+            a_pass=a_pass(
+                planned["micro_batch_tokens"], planned["recomputed_layers"], planned["layers"]
+            ),
         )
     )
 

@@ -1,0 +1,250 @@
+"""Memory: what a pass takes, what there is, and how a step is cut so that it fits.
+
+Between forward and backward each token of a pass keeps its activations. A layer that recomputes
+keeps only its input, and costs another forward of its own. So passes get shorter first, down to
+where short ones lose speed, and only then do layers recompute, no more of them than needed.
+"""
+
+import resource
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import chain, cycle, islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+from torch import Tensor
+
+from tunesmith.config import TrainSettings
+from tunesmith.data.packs import Pack, Sample, pack
+from tunesmith.errors import TrainingError
+from tunesmith.language import t
+from tunesmith.training.checkpoint import Progress
+from tunesmith.training.forward import arithmetic, pack_loss
+from tunesmith.training.head import CHUNK_BYTES, Head
+from tunesmith.training.lora import trainable
+from tunesmith.training.samples import Groups
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+    from transformers import PreTrainedModel
+
+PROBE = {"cpu": 512, "cuda": 1024}  # tokens of the pass that is measured
+ENOUGH = {"cpu": 512, "cuda": 4096}  # shorter passes lose speed
+PLENTY = {"cpu": 2048, "cuda": 16_384}  # longer ones gain none
+FREE_SHARE = 0.9  # of what is free: the rest is for fragments, and for others
+HEAD_COPIES = 3  # of a chunk's logits, in float32
+FRAGMENTED = {"cpu": 1.35, "cuda": 1.0}  # what malloc holds for what is kept; a GPU's is exact
+GB = 10**9
+CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Bytes that training takes.
+
+    Attributes:
+        fixed: Whatever a pass holds: weights, gradients, moments, a chunk of logits.
+        token: What a token keeps for backward if nothing is recomputed.
+        layer: How much less it keeps for each layer that recomputes.
+        layers: How many layers can.
+    """
+
+    fixed: float
+    token: float
+    layer: float
+    layers: int
+
+    def peak(self, tokens: int, recomputed: int) -> float:
+        """Of a pass; beside what its tokens keep, one layer works."""
+        return self.fixed + tokens * self._each(recomputed)
+
+    def choose(
+        self, available: float, *, enough: int, plenty: int, layers: tuple[int, int]
+    ) -> tuple[int, int]:
+        """Tokens of a pass, and layers that recompute: the fewest with which `enough` tokens fit.
+
+        `layers` bounds the latter. Where not even the most do, the tokens that fit are fewer.
+        """
+        fewest, most = layers
+        for recomputed in range(fewest, most + 1):
+            tokens = int(max(0.0, available - self.fixed) / self._each(recomputed))
+            if tokens >= enough:
+                break
+        return min(tokens, plenty), recomputed
+
+    def _each(self, recomputed: int) -> float:
+        return self.token + (2 - recomputed) * self.layer
+
+
+def fit(
+    settings: TrainSettings,
+    model: "PeftModel",
+    head: Head | None,
+    groups: Groups,
+) -> Progress:
+    """How a run begins: with passes of how many tokens, and how many layers that recompute.
+
+    Raises:
+        TrainingError: Not even the longest group fits into `memory_gb`.
+    """
+    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    wanted, limit = settings.micro_batch_tokens, settings.memory_gb
+    bounds = _layers_to_recompute(settings, len(layers_of(model)))
+    if wanted is not None and bounds[0] == bounds[1]:
+        return Progress(micro_batch_tokens=wanted, recomputed_layers=bounds[0])
+    needs = measure(model, head, _probe(groups, PROBE[kind]))
+    longest, step = groups.longest, groups.tokens * settings.batch_size // len(groups)
+    enough = max(longest, wanted or min(ENOUGH[kind], step))
+    plenty = max(longest, wanted or PLENTY[kind])
+    available = available_memory(model.device, limit)
+    tokens, recomputed = needs.choose(available, enough=enough, plenty=plenty, layers=bounds)
+    if limit is not None and tokens < longest:
+        raise TrainingError(
+            t("The longest sample, {tokens:,} tokens, needs about {needed:.1f} GB, and "
+              "--memory-gb {limit:g} leaves {available:.1f}; raise it, or lower --max-length.",
+              tokens=longest, needed=needs.peak(longest, recomputed) / GB, limit=limit,
+              available=available / GB)
+        )  # fmt: skip
+    return Progress(micro_batch_tokens=wanted or max(tokens, longest), recomputed_layers=recomputed)
+
+
+def measure(model: "PeftModel", head: Head | None, packed: Pack) -> Needs:
+    """Run a pass forward, with and without recomputation, and see what it keeps."""
+    model.train()
+
+    def kept(recomputed: int) -> float:
+        recompute_activations(model, recomputed)
+        with arithmetic(model.get_base_model()):
+            bytes_kept = _kept(model, lambda: pack_loss(model, packed, head))
+        return bytes_kept / len(packed.tokens)
+
+    count = len(layers_of(model))
+    token = kept(0)
+    layer = (token - kept(count) - _unseen(model)) / count if count else 0.0
+    recompute_activations(model, 0)
+    trained = sum(weight.nbytes for weight in trainable(model).values())
+    work = HEAD_COPIES * CHUNK_BYTES.get(model.device.type, CHUNK_BYTES["cpu"])
+    fixed = used_memory(model.device) + 3 * trained + work  # gradients and two moments
+    held = FRAGMENTED["cuda" if model.device.type == "cuda" else "cpu"]
+    return Needs(fixed, held * token, held * max(0.0, layer), count)
+
+
+def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
+    """The layers that can recompute their activations, from the first on."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+
+
+def recompute_activations(model: "PeftModel | PreTrainedModel", count: int) -> None:
+    """Let the first `count` layers keep only their input and compute the rest again in backward.
+
+    The first, since in backward they come last, when the others have let go of what they kept.
+    """
+    layers = layers_of(model)
+    if layers and not hasattr(layers[0], "_gradient_checkpointing_func"):
+        base = getattr(model, "get_base_model", lambda: model)()
+        # transformers renamed it within version 5
+        enable = getattr(base, "activation_checkpointing_enable", None)
+        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
+    for number, layer in enumerate(layers):
+        layer.gradient_checkpointing = number < count  # type: ignore[assignment]
+
+
+def limit_memory(device: torch.device, limit_gb: float | None) -> None:
+    """Tell a GPU's allocator how much it may take; a process's memory has no such limit."""
+    if device.type == "cuda":
+        _, whole = torch.cuda.mem_get_info(device)
+        share = 1.0 if limit_gb is None else min(1.0, limit_gb * GB / whole)
+        torch.cuda.set_per_process_memory_fraction(share, device)
+
+
+def available_memory(device: torch.device, limit_gb: float | None) -> float:
+    """Bytes that training may use in all, what it uses already included."""
+    free: float
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        free += torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    else:
+        free = min(psutil.virtual_memory().available, _free_in_container())
+    used = used_memory(device)
+    if limit_gb is not None:
+        free = min(free, limit_gb * GB - used)
+    return used + FREE_SHARE * free
+
+
+def used_memory(device: torch.device) -> int:
+    """Bytes in use now: of the GPU's allocator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device)
+    used: int = psutil.Process().memory_info().rss
+    return used
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes in use at most so far: of the GPU's allocator, else of this process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _layers_to_recompute(settings: TrainSettings, count: int) -> tuple[int, int]:
+    match settings.gradient_checkpointing:
+        case None:
+            return 0, count
+        case True:
+            return count, count
+        case False:
+            return 0, 0
+
+
+def _probe(groups: Groups, tokens: int) -> Pack:
+    """A pass of tokens from the data, the last one a target: the head's part is no layer's."""
+    samples = (sample for place in cycle(range(len(groups))) for sample in groups[place])
+    row = tuple(islice(chain.from_iterable(one.input_ids for one in samples), tokens))
+    return pack([Sample(row, (False,) * (len(row) - 1) + (True,))])
+
+
+def _kept(model: "PeftModel", forward: Callable[[], Tensor]) -> int:
+    """Bytes that a forward pass keeps until its backward."""
+    if model.device.type == "cuda":
+        before = torch.cuda.memory_allocated(model.device)
+        loss = forward()
+        return torch.cuda.memory_allocated(model.device) - before
+    own = {one.untyped_storage().data_ptr() for one in chain(model.parameters(), model.buffers())}
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(see, lambda tensor: tensor):
+        loss = forward()  # noqa: F841  # what it keeps must live to be counted
+    return sum(kept.values())
+
+
+def _unseen(model: "PeftModel") -> float:
+    """Bytes of a token in layers that all recompute, which `_kept` cannot see on a CPU."""
+    if model.device.type == "cuda":
+        return 0.0
+    base = model.get_base_model()
+    width: int = base.config.hidden_size
+    return float(len(layers_of(model)) * width * base.dtype.itemsize)
+
+
+def _free_in_container() -> float:
+    """Bytes that the limit of a container leaves; infinite where there is none."""
+    try:
+        limit = float((CGROUP / "memory.max").read_text("utf-8"))
+        used = float((CGROUP / "memory.current").read_text("utf-8"))
+        kinds = (CGROUP / "memory.stat").read_text("utf-8").splitlines()
+    except (OSError, ValueError):  # none, or "max"
+        return float("inf")
+    cached = next((float(one.split()[1]) for one in kinds if one.startswith("inactive_file ")), 0.0)
+    return float(limit - used + cached)

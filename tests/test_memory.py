@@ -1,0 +1,116 @@
+"""How a step is cut so that it fits: measured needs, and the choice that follows from them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.tiny_models import tiny_model_folder
+from tunesmith.config import TrainSettings
+from tunesmith.data.identity import write_identity
+from tunesmith.errors import TrainingError
+from tunesmith.training import memory
+from tunesmith.training.events import Planned, Step
+from tunesmith.training.memory import GB, Needs, used_memory
+from tunesmith.training.samples import Groups
+from tunesmith.training.setup import load, read_inputs
+from tunesmith.training.train import train
+
+# Each token keeps 60 bytes, 50 of them in 10 layers.
+NEEDS = Needs(fixed=1000, token=60, layer=4, layers=10)
+
+
+def chosen(available: float, **bounds: int) -> tuple[int, int]:
+    return NEEDS.choose(available, **({"enough": 100, "plenty": 500} | bounds), layers=(0, 10))
+
+
+def test_passes_get_shorter_before_layers_recompute() -> None:
+    assert chosen(1_000_000) == (500, 0)  # as long as is of use
+    assert chosen(1000 + 200 * 68) == (200, 0)
+    assert chosen(1000 + 100 * 68) == (100, 0)
+    assert chosen(1000 + 99 * 68) == (105, 1)  # one layer is enough
+    assert chosen(1000 + 100 * 28) == (100, 10)
+    assert chosen(1000 + 50 * 28) == (50, 10)  # nothing more can be done
+    assert chosen(500) == (0, 10)
+
+
+def test_what_was_chosen_fits_and_one_layer_fewer_would_not() -> None:
+    for available in range(3900, 8000, 50):
+        tokens, recomputed = chosen(available)
+        assert NEEDS.peak(tokens, recomputed) <= available
+        assert not recomputed or NEEDS.peak(100, recomputed - 1) > available
+
+
+@pytest.fixture
+def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
+    monkeypatch.chdir(tmp_path)
+    write_identity(Path("me.jsonl"), "Anvil", "Smith", languages=["en"])
+    folder = tiny_model_folder(tmp_path / "model", layers=4, intermediate_size=256)
+    return TrainSettings(
+        model=str(folder), data=(Path("me.jsonl"),), out=Path("run"),
+        replay=0, max_steps=2, device="cpu", dtype="float32",
+    )  # fmt: skip
+
+
+def planned(settings: TrainSettings, *, resume: bool = False) -> Planned:
+    (event,) = (one for one in train(settings, resume=resume) if isinstance(one, Planned))
+    return event
+
+
+def test_a_layer_that_recomputes_keeps_its_input_only(settings: TrainSettings) -> None:
+    inputs = read_inputs(settings)
+    groups = Groups(inputs.data.train, [])
+    needs = memory.measure(load(inputs), None, memory._probe(groups, 256))
+    assert needs.layers == 4
+    # An input is 32 floats; queries, keys, values, two norms, the outputs and 3 × 256 more.
+    kept_by_a_layer = needs.layer / memory.FRAGMENTED["cpu"] / 4
+    assert 3 * 256 < kept_by_a_layer < 5 * 256 + 20 * 32
+    assert needs.token > 4 * needs.layer
+    assert needs.fixed > used_memory(torch.device("cpu")) / 2
+
+
+def test_where_there_is_room_nothing_is_recomputed(settings: TrainSettings) -> None:
+    event = planned(settings)
+    assert (event.micro_batch_tokens, event.recomputed_layers, event.layers) == (
+        memory.PLENTY["cpu"], 0, 4,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("wanted", "layers"), [(True, 4), (False, 0)])
+def test_layers_recompute_when_asked(wanted: bool, layers: int, settings: TrainSettings) -> None:
+    assert planned(replace(settings, gradient_checkpointing=wanted)).recomputed_layers == layers
+
+
+def test_a_limit_on_memory_makes_passes_shorter(settings: TrainSettings) -> None:
+    """What this model needs is little beside the process, so the limit stands close above it."""
+    inputs = read_inputs(settings)
+    model, groups = load(inputs), Groups(inputs.data.train, [])
+    needs = memory.measure(model, None, memory._probe(groups, 512))
+    limit = (needs.peak(700, 0) / memory.FREE_SHARE) / GB
+    least = memory.fit(replace(settings, memory_gb=limit), model, None, groups)
+    most = memory.fit(settings, model, None, groups)
+    assert groups.longest <= least.micro_batch_tokens < most.micro_batch_tokens
+    assert most.recomputed_layers == 0
+
+
+def test_a_limit_that_cannot_be_kept_is_refused(settings: TrainSettings) -> None:
+    with pytest.raises(TrainingError, match=r"--memory-gb 0\.1 leaves"):
+        planned(replace(settings, memory_gb=0.1))
+
+
+def test_a_resumed_run_keeps_its_passes_unless_asked_otherwise(settings: TrainSettings) -> None:
+    first = planned(replace(settings, micro_batch_tokens=150, gradient_checkpointing=True))
+    assert (first.micro_batch_tokens, first.recomputed_layers) == (150, 4)
+    same = replace(settings, micro_batch_tokens=150, gradient_checkpointing=True)
+    assert planned(same, resume=True) == first
+    other = planned(replace(same, micro_batch_tokens=90), resume=True)
+    assert (other.micro_batch_tokens, other.recomputed_layers) == (90, 4)
+
+
+def test_a_recomputed_step_is_the_same_step(settings: TrainSettings) -> None:
+    def losses(**changed: object) -> list[float]:
+        run = replace(settings, dtype="float64", out=Path(str(changed)), **changed)  # type: ignore[arg-type]
+        return [event.loss for event in train(run) if isinstance(event, Step)]
+
+    assert losses(gradient_checkpointing=True) == losses(gradient_checkpointing=False)
