@@ -64,6 +64,7 @@ def draw() -> None:
     import matplotlib as mpl
 
     mpl.use("svg")
+    mpl.rcParams["svg.fonttype"] = "none"  # letters stay letters
     from matplotlib import pyplot
 
     found = json.loads(RESULTS.read_text("utf-8"))
@@ -72,6 +73,7 @@ def draw() -> None:
     beside = left.twinx()
     _line(beside, found["rows"], "rows", "peak_mb", "", "peak MB", color="tab:orange")
     _line(middle, found["length"], "length", "per_token", "tokens in a row", "ms a token")
+    left.ticklabel_format(axis="x", style="sci", scilimits=(0, 0))
     middle.set_xscale("log", base=2)
     _line(right, found["sharing"], "unique", "seconds", "unique share of tokens", "seconds a step")
     figure.suptitle(found["machine"], fontsize=9)
