@@ -48,7 +48,11 @@ class TrainSettings:
         (), "Held-out files. Default: a share of the training data.", group="data"
     )
     holdout: float = setting(
-        0.05, "Share of the training rows held out for evaluation.", group="data", low=0.0, high=0.5
+        0.05,
+        "Share of the training rows held out for evaluation, at most about 2,000 of them.",
+        group="data",
+        low=0.0,
+        high=0.5,
     )
     system: str | None = setting(
         None, "System prompt for conversations that have none.", group="data"
