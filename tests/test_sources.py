@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,11 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from tests.helpers_data import ROW, Save, conversations, findings, jsonl, lines, parquet, turns
+from tunesmith.data import json_document
 from tunesmith.data.convert import as_row, write_messages
 from tunesmith.data.findings import Finding
-from tunesmith.data.json_rows import MAX_ROW_BYTES
+from tunesmith.data.json_document import document_rows
+from tunesmith.data.json_rows import MAX_ROW_BYTES, Row
 from tunesmith.data.messages import Conversation, Identity, Message
 from tunesmith.data.sources import read
 from tunesmith.errors import UsageError
@@ -191,6 +194,53 @@ def test_lines_stay_exact_deep_in_a_large_file(save: Save) -> None:
         4 * number + (4 if number in broken else 2) for number in range(5000)
     ]
     assert sum(isinstance(item, Finding) for item in items) == len(broken)
+
+
+broken_pieces = st.lists(
+    st.tuples(
+        st.integers(0, 10_000), st.sampled_from(["", "\n", "}", "{", "]", '"', ",", "\\", "x"])
+    ),
+    max_size=3,
+)
+
+
+@settings(max_examples=150, deadline=None, derandomize=True, database=None,
+          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@given(st.sampled_from(["compact", "indented", "lines", "objects"]), broken_pieces)
+def test_a_document_read_through_a_small_window_is_the_same(
+    tmp_path: Path, layout: str, broken: list[tuple[int, str]]
+) -> None:
+    some = [ROW | {"note": [number, "é" * number, {"x": None}]} for number in range(12)]
+    text = {
+        "compact": json.dumps(some),
+        "indented": json.dumps(some, indent=2, ensure_ascii=False),
+        "lines": "[\r\n" + ",\r\n".join(json.dumps(row) for row in some) + "\r\n]",
+        "objects": "\n".join(json.dumps(row, indent=1) for row in some),
+    }[layout]
+    for at, piece in broken:
+        text = text[: at % len(text)] + piece + text[at % len(text) + 1 :]
+    file = tmp_path / "a.json"
+    file.write_bytes(text.encode())
+    whole = _without_crlf(document_rows(file))
+    for size in (1, 50):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(json_document, "_PIECE", size)
+            patch.setattr(json_document, "_FORGET_AFTER", 150)
+            assert _without_crlf(document_rows(file)) == whole
+
+
+def _without_crlf(items: Iterable[Row | Finding]) -> list[Row | Finding]:
+    """The note comes before the rows of the piece it is found in."""
+    return [item for item in items if not (isinstance(item, Finding) and item.kind == "crlf")]
+
+
+def test_bytes_that_are_not_utf8_are_named_behind_the_rows_before_them(save: Save) -> None:
+    good = json.dumps([ROW | {"note": "x" * 1000}] * 3000, indent=0)[:-2].encode()
+    items = list(read([save("a.json", good + b',\n{"instruction": "\xff"}]')]))
+    *_, last = items
+    assert isinstance(last, Finding) and last.kind == "encoding"
+    assert last.place.line == good.count(b"\n") + 2
+    assert sum(isinstance(item, Conversation) for item in items) > 2000
 
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)

@@ -1,5 +1,6 @@
-"""Rows of JSON text, each with its line: one row a line (JSONL), or a document (an array)."""
+"""Rows of JSON Lines: one row a line, each with its number."""
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -14,9 +15,8 @@ from tunesmith.language import t
 MAX_ROW_BYTES = 4 * 1024 * 1024
 BOM = b"\xef\xbb\xbf"
 
-_FORGET_AFTER = 1024 * 1024
-_BETWEEN_ROWS = re.compile(r"[ \t\r\n,]*")
-_BLANK = re.compile(r"[ \t\r\n]*")
+LOOKED_BACK = 100  # characters before an error that tell what to do about it
+BLANK = re.compile(r"[ \t\r\n]*")
 
 
 @dataclass(frozen=True)
@@ -42,41 +42,25 @@ def line_rows(file: Path) -> Iterator[Row | Finding]:
                 yield _line_row(line, place)
 
 
-def document_rows(file: Path) -> Iterator[Row | Finding]:
-    """Rows of a JSON array, or of objects that follow each other.
-
-    After a broken row, reading goes on at the next line that opens a row with the same indent.
-    """
-    try:
-        text = file.read_bytes().removeprefix(BOM).decode()
-    except UnicodeDecodeError as error:
-        raw = error.object
-        yield not_utf8(Place(file, raw.count(b"\n", 0, error.start) + 1), raw)
-        return
-    if (at := text.find("\r\n")) >= 0:
-        yield crlf(Place(file, text.count("\n", 0, at) + 1))
-    yield from _Document(file, text).rows()
-
-
 def parse(text: str) -> Any:
     """One JSON value, strictly: no key twice, no NaN, no half of a character.
 
     Raises:
         RowError: The text is not JSON; the reason and the fix are in it.
     """
-    decoder = _Decoder()
+    decoder = Decoder()
     try:
-        value, end = decoder.decode(text, _end(_BLANK, text, 0))
+        value, end = decoder.decode(text, match_end(BLANK, text, 0))
     except (ValueError, RecursionError) as error:
-        raise _broken(text, error) from None
-    if (end := _end(_BLANK, text, end)) < len(text):
-        raise _broken(text, json.JSONDecodeError("Extra data", text, end))
+        raise broken_row(text, error) from None
+    if (end := match_end(BLANK, text, end)) < len(text):
+        raise broken_row(text, json.JSONDecodeError("Extra data", text, end))
     if decoder.oddity is not None:
         raise decoder.oddity
     return value
 
 
-class _Decoder:
+class Decoder:
     """A JSON decoder that notes repeated keys and NaN instead of letting them pass."""
 
     def __init__(self) -> None:
@@ -84,6 +68,12 @@ class _Decoder:
         self._json = json.JSONDecoder(object_pairs_hook=self._object, parse_constant=self._constant)
 
     def decode(self, text: str, start: int) -> tuple[Any, int]:
+        """The value at `start` and where it ends; `oddity` says what should not be in it.
+
+        Raises:
+            ValueError: It is not JSON, or a number has too many digits.
+            RecursionError: It is nested too deeply.
+        """
         self.oddity = None
         value, end = self._json.raw_decode(text, start)
         if text.find("\\u", start, end) >= 0:
@@ -123,102 +113,10 @@ class _Decoder:
             )
 
 
-class _Document:
-    """One pass over a JSON text; keeps the line of the last position asked for."""
-
-    def __init__(self, file: Path, text: str) -> None:
-        self._file = file
-        self._text = text
-        self._line = 1
-        self._counted = 0
-        self._decoder = _Decoder()
-
-    def rows(self) -> Iterator[Row | Finding]:
-        at = _end(_BLANK, self._text, 0)
-        is_array = self._text.startswith("[", at)
-        at += is_array
-        while True:
-            at = _end(_BETWEEN_ROWS, self._text, at)
-            if at > _FORGET_AFTER:
-                at = self._forget(at)
-            if at == len(self._text):
-                if is_array:
-                    yield self._cut_off(at)
-                return
-            if is_array and self._text[at] == "]":
-                yield from self._rest(_end(_BLANK, self._text, at + 1))
-                return
-            item, after = self._row(at)
-            yield item
-            if after is None:
-                return
-            at = after
-
-    def _row(self, start: int) -> tuple[Row | Finding, int | None]:
-        place = self._place(start)
-        try:
-            value, end = self._decoder.decode(self._text, start)
-        except (ValueError, RecursionError) as error:
-            return self._broken_row(start, place, error)
-        if self._decoder.oddity is not None:
-            return self._decoder.oddity.at(place), end
-        if (size := end - start) > MAX_ROW_BYTES:
-            return too_large(place, size), end
-        return Row(place, value), end
-
-    def _broken_row(self, start: int, place: Place, error: Exception) -> tuple[Finding, int | None]:
-        line = place.line
-        if isinstance(error, json.JSONDecodeError):
-            line += self._text.count("\n", start, error.pos)
-        broken = _broken(self._text, error)
-        after = self._next_row(start)
-        if after is None:
-            broken.fix += " " + t("What follows it was not read.")
-        return broken.at(Place(self._file, line)), after
-
-    def _next_row(self, start: int) -> int | None:
-        """Where the next line opens an object with the indent of the row at `start`."""
-        indent = self._text[self._text.rfind("\n", 0, start) + 1 : start]
-        if indent.strip():
-            return None
-        opening = f"\n{indent}{{"
-        found = self._text.find(opening, start)
-        return None if found < 0 else found + len(opening) - 1
-
-    def _forget(self, at: int) -> int:
-        """Drop the lines before `at`, as each JSONDecodeError counts lines from the start."""
-        cut = self._text.rfind("\n", 0, at) + 1
-        self._place(cut)
-        self._text, self._counted = self._text[cut:], 0
-        return at - cut
-
-    def _place(self, at: int) -> Place:
-        self._line += self._text.count("\n", self._counted, at)
-        self._counted = at
-        return Place(self._file, self._line)
-
-    def _cut_off(self, at: int) -> Finding:
-        return RowError(
-            "broken-row",
-            None,
-            t("the file ends before its closing ]."),
-            t("It may be cut off: write or copy it again."),
-        ).at(self._place(at))
-
-    def _rest(self, at: int) -> Iterator[Finding]:
-        if at < len(self._text):
-            yield RowError(
-                "broken-row",
-                None,
-                t("there is text after the closing ]."),
-                t("Keep one array a file, or write one row a line."),
-            ).at(self._place(at))
-
-
 def not_utf8(place: Place, raw: bytes) -> Finding:
     """The finding for bytes that are not UTF-8."""
     try:
-        raw.decode("gb18030")
+        codecs.getincrementaldecoder("gb18030")().decode(raw)  # its last character may be cut
     except UnicodeDecodeError:
         problem = t("this is not UTF-8 text.")
     else:
@@ -272,9 +170,11 @@ def _line_row(line: bytes, place: Place) -> Row | Finding:
         return error.at(place)
 
 
-def _broken(text: str, error: Exception) -> RowError:
+def broken_row(text: str, error: Exception, gone: int = 0) -> RowError:
+    """The error of a row; so many characters of the text's first line are not in `text`."""
     if isinstance(error, json.JSONDecodeError):
-        problem = t("this is not JSON: column {column}, {reason}.", column=error.colno,
+        column = error.colno + (gone if error.lineno == 1 else 0)
+        problem = t("this is not JSON: column {column}, {reason}.", column=column,
                     reason=_reason(error))  # fmt: skip
         return RowError("broken-row", None, problem, _hint(text, error))
     if isinstance(error, RecursionError):
@@ -301,7 +201,7 @@ def _reason(error: json.JSONDecodeError) -> str:
 
 def _hint(text: str, error: json.JSONDecodeError) -> str:
     here = text[error.pos : error.pos + 1]
-    before = text[max(0, error.pos - 100) : error.pos].rstrip()[-1:]
+    before = text[max(0, error.pos - LOOKED_BACK) : error.pos].rstrip()[-1:]
     if here == "'":
         return t("Use double quotes, not single ones.")
     if here in "“”‘’，：" and here:
@@ -315,6 +215,7 @@ def _hint(text: str, error: json.JSONDecodeError) -> str:
     return t("Correct the line, or delete it.")
 
 
-def _end(pattern: re.Pattern[str], text: str, at: int) -> int:
+def match_end(pattern: re.Pattern[str], text: str, at: int) -> int:
+    """Where the match at `at` ends; `at` itself if there is none."""
     match = pattern.match(text, at)
     return match.end() if match else at

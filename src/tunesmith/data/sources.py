@@ -5,7 +5,8 @@ from pathlib import Path
 
 from tunesmith.data.findings import Finding, RowError
 from tunesmith.data.forms import Parsed, parse_row
-from tunesmith.data.json_rows import BOM, Row, document_rows, line_rows
+from tunesmith.data.json_document import document_rows
+from tunesmith.data.json_rows import BOM, Row, line_rows
 from tunesmith.data.messages import Conversation, Place
 from tunesmith.data.table_rows import csv_rows, delimiter_of, parquet_rows
 from tunesmith.errors import UsageError
@@ -21,7 +22,7 @@ RowReader = Callable[[Path], Iterator[Row | Finding]]
 def read(files: Sequence[Path]) -> Iterator[Conversation | Finding]:
     """Every row of the files in order: a conversation, or a finding where it cannot be read.
 
-    Lines and tables are streamed; a JSON array is held as text while it is read.
+    All are streamed: what is held is a part of the file, as long as its longest row.
 
     Raises:
         UsageError: A file is missing, is a folder, or may not be opened.
