@@ -1,13 +1,14 @@
 """Time optimizer steps of a model of Qwen2-7B's shape with random weights, on one GPU.
 
-    python benchmarks/step.py [--layers 28]
+    python benchmarks/step.py [--layers 28] [--base-dtype fp8] [--no-compile] [--recompute N]
 
-`long`: 4 rows of 4096 tokens, all trained, one in a pass. `chat`: 64 rows of log-normal lengths
-(median 240), half of each trained, 16 in a pass. Nothing is recomputed. Prints real tokens per
-second, the median of five steps, and the peak of the GPU's memory.
+`long`: 4 rows of 4096 tokens, all trained. `chat`: 64 rows of log-normal lengths (median 240), half
+of each trained. A step is done in --passes passes (2). Prints real tokens per second, the median of
+five steps, the peak of the GPU's memory, and what the first pass took, compiling included.
 """
 
 import argparse
+import gc
 import math
 import random
 import statistics
@@ -21,6 +22,7 @@ from transformers import AutoModelForCausalLM
 from shapes import qwen2_7b
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
+from tunesmith.training.compiled import compile_layers
 from tunesmith.training.forward import (
     ATTENTION,
     arithmetic,
@@ -29,7 +31,9 @@ from tunesmith.training.forward import (
     register_attention,
 )
 from tunesmith.training.head import Head
+from tunesmith.training.kernels.fuse import to_float8, use_kernels
 from tunesmith.training.lora import add_lora, trainable
+from tunesmith.training.memory import recompute_activations
 
 STEPS = 5
 VOCABULARY = 150_000  # ids drawn for the rows
@@ -45,22 +49,25 @@ def make_model(layers: int) -> Any:
     return add_lora(base, TrainSettings())
 
 
-def long_rows(rng: random.Random) -> list[list[Sample]]:
-    """Four passes of one row."""
-    return [[_row(rng, 4096, asked=0)] for _ in range(4)]
+def long_rows(rng: random.Random, passes: int) -> list[list[Sample]]:
+    """Four rows of 4096 tokens."""
+    rows = [_row(rng, 4096, asked=0) for _ in range(4)]
+    return [rows[start::passes] for start in range(passes)]
 
 
-def chat_rows(rng: random.Random) -> list[list[Sample]]:
-    """Four passes of 16 rows, alike in sum."""
+def chat_rows(rng: random.Random, passes: int) -> list[list[Sample]]:
+    """64 rows, the passes alike in sum."""
     drawn = (math.exp(math.log(240) + 0.7 * rng.gauss(0, 1)) for _ in range(64))
     sizes = sorted(min(2048, max(32, round(size))) for size in drawn)
     rows = [_row(rng, size, asked=size // 2) for size in sizes]
-    return [rows[start::4] for start in range(4)]
+    return [rows[start::passes] for start in range(passes)]
 
 
-def step_seconds(model: Any, head: Head | None, passes: Sequence[Sequence[Sample]]) -> float:
-    """The median time of a step, after one that warms up."""
-    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-4)
+def step_seconds(
+    model: Any, head: Head | None, passes: Sequence[Sequence[Sample]]
+) -> tuple[float, float]:
+    """The time of the first step, and the median of those after it."""
+    optimizer = torch.optim.AdamW(trainable(model).values(), lr=1e-4, fused=True)
     weight = sum(sample.trained_tokens for samples in passes for sample in samples)
     times = []
     for _ in range(1 + STEPS):
@@ -74,24 +81,41 @@ def step_seconds(model: Any, head: Head | None, passes: Sequence[Sequence[Sample
         optimizer.zero_grad()
         torch.cuda.synchronize()
         times.append(time.perf_counter() - begun)
-    return statistics.median(times[1:])
+    return times[0], statistics.median(times[1:])
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=28)
+    parser.add_argument("--base-dtype", choices=("auto", "fp8"), default="auto")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
+    parser.add_argument("--recompute", type=int, default=0, help="layers that recompute")
+    parser.add_argument("--passes", type=int, default=2)
     options = parser.parse_args()
     rng = random.Random(0)
     model = make_model(options.layers)
+    use_kernels(model)
     model.train()
-    print(torch.cuda.get_device_name(), torch.__version__)
-    for name, passes in (("long", long_rows(rng)), ("chat", chat_rows(rng))):
-        head = prove_packing(model.get_base_model(), passes[0][:2])
+    gc.collect()
+    torch.cuda.empty_cache()
+    kinds = (("long", long_rows(rng, options.passes)), ("chat", chat_rows(rng, options.passes)))
+    head = prove_packing(model.get_base_model(), kinds[1][1][0][:2])
+    if options.base_dtype == "fp8":
+        to_float8(model)
+    recompute_activations(model, options.recompute)
+    if options.compile:
+        compile_layers(model)
+    print(torch.cuda.get_device_name(), torch.__version__, vars(options))
+    for name, passes in kinds:
         torch.cuda.reset_peak_memory_stats()
-        seconds = step_seconds(model, head, passes)
+        first, seconds = step_seconds(model, head, passes)
         tokens = sum(len(sample.input_ids) for samples in passes for sample in samples)
         peak = torch.cuda.max_memory_allocated() / 2**30
-        print(f"{name}: {tokens / seconds:,.0f} tokens/s, {seconds:.3f} s, peak {peak:.1f} GB")
+        print(
+            f"{name}: {tokens / seconds:,.0f} tokens/s, {seconds:.3f} s, peak {peak:.1f} GB, "
+            f"first step {first:.1f} s",
+            flush=True,
+        )
 
 
 def _row(rng: random.Random, size: int, asked: int) -> Sample:

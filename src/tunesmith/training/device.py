@@ -1,6 +1,7 @@
 """Where to train and in which arithmetic, decided by looking and by a short measurement."""
 
 import time
+from importlib.util import find_spec
 
 import torch
 
@@ -40,6 +41,33 @@ def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
         }[settings.dtype]
     faster = device.type == "cuda" or (device.type == "cpu" and _bfloat16_wins())
     return torch.bfloat16 if faster else torch.float32
+
+
+def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the kernels can run: on an NVIDIA GPU, in bf16, where Triton came with PyTorch."""
+    return (
+        device.type == "cuda"
+        and dtype == torch.bfloat16
+        and torch.version.hip is None
+        and find_spec("triton") is not None
+    )
+
+
+def require_float8(settings: TrainSettings, device: torch.device, *, kernels: bool) -> None:
+    """Refuse an fp8 base where it cannot be.
+
+    Raises:
+        TrainingError: The GPU is too old, or a setting asks for what there is no fp8 for.
+    """
+    if not kernels or torch.cuda.get_device_capability(device) < (9, 0):
+        raise TrainingError(
+            t("--base-dtype fp8 needs an NVIDIA GPU of the Hopper generation or newer, and "
+              "--dtype bfloat16; leave the flag out here.")
+        )  # fmt: skip
+    if settings.use_dora or settings.lora_dropout:
+        raise TrainingError(
+            t("--base-dtype fp8 goes with neither --use-dora nor --lora-dropout; leave them out.")
+        )
 
 
 def _bfloat16_wins(rounds: int = 5) -> bool:

@@ -22,7 +22,7 @@ from tunesmith.training.lora import trainable
 from tunesmith.training.memory import fit, peak_memory, recompute_activations
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
 from tunesmith.training.samples import Groups
-from tunesmith.training.setup import Inputs, load, plan, read_inputs
+from tunesmith.training.setup import Inputs, load, narrow_base, plan, read_inputs
 from tunesmith.training.train import Work
 
 if TYPE_CHECKING:
@@ -68,6 +68,7 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Shrunk |
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0, fused=True)
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
+    narrow_base(settings, model)
     progress = fit(settings, model, head, groups)
     recompute_activations(model, progress.recomputed_layers)
     planned = plan(inputs, model, groups, progress)

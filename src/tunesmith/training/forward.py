@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 ATTENTION = "tunesmith_packed"
 HALF = (torch.bfloat16, torch.float16)
+ROUND = 256  # tokens
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Lengths:
         queries, keys: Where each segment's queries and its path's keys begin; int32 (S + 1,).
         longest_query, longest_key: Of one segment, in tokens.
         gather: Which tokens are the keys, one path behind another; None if each is read once.
+        alike: Whether all have one length, and a round one: cuDNN plans a second for a new length.
     """
 
     queries: Tensor
@@ -42,6 +44,7 @@ class Lengths:
     longest_query: int
     longest_key: int
     gather: Tensor | None
+    alike: bool
 
 
 class PackAttention:
@@ -62,8 +65,9 @@ class PackAttention:
                 runs = [self.segments[node] for one in self.segments for node in one.path]
                 ranges = [torch.arange(run.start, run.stop) for run in runs]
                 gather = torch.cat(ranges).to(device, non_blocking=True)
+            alike = own == seen and len(set(own)) == 1 and own[0] % ROUND == 0
             self._lengths = Lengths(
-                _starts(own, device), _starts(seen, device), max(own), max(seen), gather
+                _starts(own, device), _starts(seen, device), max(own), max(seen), gather, alike
             )
         return self._lengths
 
@@ -237,6 +241,8 @@ def _flash(
     """One kernel for all segments, causal from the bottom right; returns (1, U, H, d)."""
     from torch.nn.attention.varlen import varlen_attn
 
+    if lengths.alike and window is None:
+        return _alike(query, key, value, lengths, scaling)
     q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (U, heads, d)
     if lengths.gather is not None:
         k, v = k[lengths.gather], v[lengths.gather]
@@ -254,6 +260,24 @@ def _flash(
     )
     whole: Tensor = output[None]
     return whole
+
+
+def _alike(
+    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, scaling: float | None
+) -> Tensor:
+    """Segments of one length as a batch, which cuDNN does in half the time of flash."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    length, d = lengths.longest_query, query.shape[3]
+    q, k, v = (
+        one[0].reshape(one.shape[1], -1, length, d).transpose(0, 1) for one in (query, key, value)
+    )  # (segments, heads, length, d)
+    best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
+    with sdpa_kernel(best, set_priority=True):
+        output = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, scale=scaling, enable_gqa=True
+        )
+    return output.transpose(1, 2).flatten(0, 1)[None]
 
 
 @cache

@@ -4,7 +4,9 @@ Logits are wide: one row of a large vocabulary is as long as forty hidden states
 rows is projected, its loss and its gradient are formed, and the logits are dropped.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -22,7 +24,7 @@ class Targets:
 
     Attributes:
         row: Which row, (T,).
-        token: The id to be said, (T,).
+        token: The id to be said, (T,); those of a row are different ones.
         weight: How much it counts, (T,), in the type the loss is summed in.
         starts: Where each row's targets begin and the last's end, (rows + 1,), on the CPU.
     """
@@ -93,28 +95,17 @@ class HeadLoss(torch.autograd.Function):
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
         buffer = _buffer(head, x)
+        chunk = _kernel_chunk if _kernel_fits(head, x) else _chunk
         for start, stop in head.chunks(len(x)):
             first, last = targets.starts[start], targets.starts[stop]
-            row = targets.row[first:last] - start
-            token, weight = targets.token[first:last], targets.weight[first:last]
-            logits = head.logits(x[start:stop], buffer)
-            said = (logits[row, token] * weight).sum()
+            said = (targets.row[first:last] - start, targets.token[first:last])
+            weight = targets.weight[first:last]
             every = torch.zeros(stop - start, dtype=exact, device=x.device)
-            every.index_add_(0, row, weight)
-            slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
-            highest = logits.amax(-1, keepdim=True)
-            powers = logits.sub_(highest).exp_()
-            normaliser = powers.sum(-1, keepdim=True)
-            total += ((normaliser.log() + highest)[:, 0] * every).sum() - said
-            if gradient is None:
-                continue
-            of_logits = powers.mul_(every[:, None] / normaliser)
-            of_logits.index_put_((row, token), -weight, accumulate=True)
-            if slope is not None:
-                of_logits *= slope
-            if head.scale != 1:
-                of_logits *= head.scale
-            torch.mm(of_logits.to(x.dtype), head.weight, out=gradient[start:stop])
+            every.index_add_(0, said[0], weight)
+            loss, of_logits = chunk(head, x[start:stop], buffer, said, weight, every)
+            total += loss
+            if gradient is not None:
+                torch.mm(of_logits().to(x.dtype), head.weight, out=gradient[start:stop])
         ctx.gradient = gradient
         ctx.dtype = hidden.dtype
         return total
@@ -124,6 +115,59 @@ class HeadLoss(torch.autograd.Function):
         """The gradient of the hidden states, scaled by that of the loss."""
         (outer,) = gradients
         return (ctx.gradient * outer).to(ctx.dtype), None, None
+
+
+Said = tuple[Tensor, Tensor]
+"""The row and the token of each target of a chunk."""
+
+
+def _chunk(
+    head: Head, x: Tensor, buffer: Tensor, said: Said, weight: Tensor, every: Tensor
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """The loss of a few rows, and how to get the gradient of their logits."""
+    logits = head.logits(x, buffer)
+    chosen = (logits[said] * weight).sum()
+    slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
+    highest = logits.amax(-1, keepdim=True)
+    powers = logits.sub_(highest).exp_()
+    normaliser = powers.sum(-1, keepdim=True)
+    loss = ((normaliser.log() + highest)[:, 0] * every).sum() - chosen
+
+    def gradient() -> Tensor:
+        of_logits = powers.mul_(every[:, None] / normaliser)
+        of_logits.index_put_(said, -weight, accumulate=True)
+        if slope is not None:
+            of_logits *= slope
+        if head.scale != 1:
+            of_logits *= head.scale
+        return of_logits
+
+    return loss, gradient
+
+
+def _kernel_chunk(
+    head: Head, x: Tensor, buffer: Tensor, said: Said, weight: Tensor, every: Tensor
+) -> tuple[Tensor, Callable[[], Tensor]]:
+    """`_chunk` in one kernel over the logits, which stay in bf16; no token twice in a row."""
+    from tunesmith.training.kernels.softmax import softmax_
+
+    logits = torch.mm(x, head.weight.T, out=buffer[: len(x)])
+    chosen = logits[said].float() * head.scale
+    normaliser = softmax_(logits, every, head.scale)
+    loss = (normaliser * every).sum() - (chosen * weight).sum()
+
+    def gradient() -> Tensor:
+        row, _ = said
+        share = (chosen - normaliser[row]).exp() * every[row]
+        # From float32: p - 1 in bf16 would lose what is left to learn.
+        return logits.index_put_(said, (head.scale * (share - weight)).to(logits.dtype))
+
+    return loss, gradient
+
+
+def _kernel_fits(head: Head, x: Tensor) -> bool:
+    plain = head.cap is None and head.bias is None
+    return plain and x.is_cuda and x.dtype == torch.bfloat16 and find_spec("triton") is not None
 
 
 def _buffer(head: Head, x: Tensor) -> Tensor:

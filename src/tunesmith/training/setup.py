@@ -127,8 +127,16 @@ def load(inputs: Inputs) -> "PeftModel":
     if kernels:
         from tunesmith.training.kernels.fuse import use_kernels
 
-        use_kernels(tuned, float8=settings.base_dtype == "fp8")
+        use_kernels(tuned)
     return tuned
+
+
+def narrow_base(settings: TrainSettings, model: "PeftModel") -> None:
+    """Round the frozen base to fp8, if asked to: after all that looks at it as it is."""
+    if settings.base_dtype == "fp8":
+        from tunesmith.training.kernels.fuse import to_float8
+
+        to_float8(model)
 
 
 def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress) -> Planned:

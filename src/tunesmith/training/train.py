@@ -44,6 +44,7 @@ from tunesmith.training.samples import Groups
 from tunesmith.training.setup import (
     Inputs,
     load,
+    narrow_base,
     open_run,
     plan,
     read_inputs,
@@ -93,6 +94,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     )
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
+    narrow_base(settings, model)
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
     progress, notices = _resume(run, model, optimizer)
@@ -248,15 +250,16 @@ class Work:
         self.model.train()
         samples = [sample for group in groups for sample in group]
         weight = sum(sample.trained_tokens for sample in samples)
-        total, unique = -sum(sample.entropy for sample in samples) / weight, 0
+        losses, unique = [], 0
         for some in passes(groups, micro_batch_tokens):
             packed = pack(some)
             with arithmetic(self.model.get_base_model()):
                 loss = pack_loss(self.model, packed, self.head) / weight
             torch.autograd.backward(loss)
-            total += float(loss.detach())
+            losses.append(loss.detach())  # read below, so that a GPU need not wait between passes
             unique += len(packed.tokens)
-        return total, unique
+        entropy = sum(sample.entropy for sample in samples) / weight
+        return sum(map(float, losses)) - entropy, unique
 
     def _update(self, rate: float) -> float:
         """Clip, step, clear; returns the gradient's norm before clipping."""

@@ -4,8 +4,6 @@ Each row of the weight has its scale, and so has each row of what it is multipli
 newer. Only one set of values is kept: for the way back the weight is turned, not rounded again.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -73,9 +71,9 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     return values, scale
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _quantise(x: Any, column_scale: Any, values: Any, scale: Any, highest: Any,
-              WIDTH: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr) -> None:  # fmt: skip
+@triton.jit
+def _quantise(x, column_scale, values, scale, highest,
+              WIDTH: tl.constexpr, COLUMNS: tl.constexpr, SCALED: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     columns = tl.arange(0, COLUMNS)
     inside = columns < WIDTH
@@ -84,4 +82,6 @@ def _quantise(x: Any, column_scale: Any, values: Any, scale: Any, highest: Any,
         found *= tl.load(column_scale + columns, inside, 0.0)
     largest = tl.maximum(tl.max(tl.abs(found), 0), 1e-12)
     tl.store(scale + row, largest / highest)
-    tl.store(values + row * WIDTH + columns, (found * (highest / largest)).to(tl.float8e4nv), inside)
+    tl.store(
+        values + row * WIDTH + columns, (found * (highest / largest)).to(tl.float8e4nv), inside
+    )

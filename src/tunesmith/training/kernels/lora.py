@@ -2,9 +2,11 @@
 
 A compiler would make each in-place sum a copy first. The function is that of `LoraProduct`; the
 MLP's three products are one operator, since between them LoRA's part can be had for nothing.
+They are registered by hand: what `custom_op` checks at each call takes longer than the call.
 Frozen weights are bf16, or fp8 with the scales and the turned values of `Float8Linear`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,8 +16,7 @@ from tunesmith.training.kernels.float8 import product, product_back
 from tunesmith.training.kernels.swiglu import swiglu, swiglu_backward
 
 
-@torch.library.custom_op("tunesmith::lora", mutates_args=())
-def lora(
+def _lora(
     rows: Tensor, weight: Tensor, row_scale: Tensor | None, a: Tensor, b: Tensor, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Return rows Wᵀ + scale (rows aᵀ) bᵀ, (M, out), and rows aᵀ, (M, r)."""
@@ -25,8 +26,7 @@ def lora(
     return product(rows, weight, row_scale).addmm_(inner, b.T, alpha=scale), inner
 
 
-@torch.library.custom_op("tunesmith::lora_backward", mutates_args=())
-def lora_backward(
+def _lora_backward(
     of_y: Tensor, rows: Tensor, inner: Tensor, weight: Tensor, row_scale: Tensor | None,
     turned: Tensor | None, a: Tensor, b: Tensor, scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
@@ -36,8 +36,7 @@ def lora_backward(
     return of_rows, of_inner.T @ rows, (of_y.T @ inner).mul_(scale)
 
 
-@torch.library.custom_op("tunesmith::lora_mlp", mutates_args=())
-def lora_mlp(
+def _lora_mlp(
     rows: Tensor, weights: list[Tensor], row_scales: list[Tensor], a: list[Tensor],
     b: list[Tensor], scales: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
@@ -51,21 +50,17 @@ def lora_mlp(
     act = swiglu(gate, up, (inner[0], inner[1]), (b[0], b[1]), (scales[0], scales[1]))
     inner.append(act @ a[2].T)
     output = _forward(act, weights, row_scales, 2).addmm_(inner[2], b[2].T, alpha=scales[2])
-    return output, gate, up, *inner
+    return output, gate, up, inner[0], inner[1], inner[2]
 
 
-@torch.library.custom_op("tunesmith::lora_mlp_backward", mutates_args=())
-def lora_mlp_backward(
+def _lora_mlp_backward(
     of_y: Tensor, rows: Tensor, gate: Tensor, up: Tensor, inner: list[Tensor],
     weights: list[Tensor], row_scales: list[Tensor], turned: list[Tensor], a: list[Tensor],
     b: list[Tensor], scales: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the gradients of rows, of the three a, and of the three b."""
     of_inner = (of_y @ b[2]).mul_(scales[2])
-    if row_scales:
-        of_act = product_back(of_y, turned[2], row_scales[2])
-    else:
-        of_act = of_y @ weights[2]
+    of_act = product_back(of_y, turned[2], row_scales[2]) if row_scales else of_y @ weights[2]
     of_gate, of_up, act = swiglu_backward(
         of_act, of_inner, a[2], gate, up, (inner[0], inner[1]), (b[0], b[1]),
         (scales[0], scales[1]),
@@ -82,6 +77,37 @@ def lora_mlp_backward(
         of_rows, lows[0].T @ rows, lows[1].T @ rows, of_a_down,
         (of_gate.T @ inner[0]).mul_(scales[0]), (of_up.T @ inner[1]).mul_(scales[1]), of_b_down,
     )  # fmt: skip
+
+
+class LoraLinear(torch.autograd.Function):
+    """`lora` with its gradients; x (…, in), and `row_scale` and `turned` if the weight is fp8."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, row_scale: Tensor | None, turned: Tensor | None,
+        bias: Tensor | None, a: Tensor, b: Tensor, scale: float,
+    ) -> Tensor:  # fmt: skip
+        """Return (…, out)."""
+        rows = x.reshape(-1, x.shape[-1])
+        a, b = a.to(rows.dtype), b.to(rows.dtype)
+        y, inner = lora(rows, weight, row_scale, a, b, scale)
+        ctx.save_for_backward(rows, inner, weight, row_scale, turned, a, b)
+        ctx.scale = scale
+        if bias is not None:
+            y = y + bias
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of x, a and b."""
+        rows, inner, weight, row_scale, turned, a, b = ctx.saved_tensors
+        (gradient,) = gradients
+        of_y = gradient.reshape(-1, gradient.shape[-1]).contiguous()
+        of_rows, of_a, of_b = lora_backward(
+            of_y, rows, inner, weight, row_scale, turned, a, b, ctx.scale
+        )
+        of_x = of_rows.view(*gradient.shape[:-1], -1)
+        return of_x, None, None, None, None, of_a, of_b, None
 
 
 class LoraMlp(torch.autograd.Function):
@@ -129,25 +155,45 @@ def _back(
     return start.add_(product_back(of_y, turned, row_scale))
 
 
-@lora.register_fake
-def _(rows: Tensor, weight: Tensor, row_scale: Any, a: Tensor, b: Tensor, scale: float) -> Any:
-    return rows.new_empty(len(rows), len(b)), rows.new_empty(len(rows), len(a))
+def _lora_shapes(
+    rows: Tensor, weight: Tensor, row_scale: Any, a: Tensor, b: Tensor, scale: float
+) -> Any:
+    return rows.new_empty(rows.shape[0], b.shape[0]), rows.new_empty(rows.shape[0], a.shape[0])
 
 
-@lora_backward.register_fake
-def _(of_y: Tensor, rows: Tensor, inner: Tensor, weight: Tensor, row_scale: Any, turned: Any,
-      a: Tensor, b: Tensor, scale: float) -> Any:  # fmt: skip
+def _lora_backward_shapes(of_y: Tensor, rows: Tensor, inner: Any, weight: Any, row_scale: Any,
+                          turned: Any, a: Tensor, b: Tensor, scale: float) -> Any:  # fmt: skip
     return torch.empty_like(rows), torch.empty_like(a), torch.empty_like(b)
 
 
-@lora_mlp.register_fake
-def _(rows: Tensor, weights: Any, row_scales: Any, a: Any, b: Any, scales: Any) -> Any:
-    m = len(rows)
-    sizes = [len(b[2]), len(b[0]), len(b[1]), *(len(one) for one in a)]
-    return tuple(rows.new_empty(m, size) for size in sizes)
+def _lora_mlp_shapes(
+    rows: Tensor, weights: Any, row_scales: Any, a: Any, b: Any, scales: Any
+) -> Any:
+    # Not len(), which would tie the compiled layer to one length of pack.
+    sizes = [one.shape[0] for one in (b[2], b[0], b[1], *a)]
+    return tuple(rows.new_empty(rows.shape[0], size) for size in sizes)
 
 
-@lora_mlp_backward.register_fake
-def _(of_y: Tensor, rows: Tensor, gate: Any, up: Any, inner: Any, weights: Any, row_scales: Any,
-      turned: Any, a: Any, b: Any, scales: Any) -> Any:  # fmt: skip
+def _lora_mlp_backward_shapes(of_y: Tensor, rows: Tensor, gate: Any, up: Any, inner: Any,
+                              weights: Any, row_scales: Any, turned: Any, a: Any, b: Any,
+                              scales: Any) -> Any:  # fmt: skip
     return torch.empty_like(rows), *(torch.empty_like(one) for one in (*a, *b))
+
+
+_LIBRARY = torch.library.Library("tunesmith", "FRAGMENT")
+
+
+def _operator(plain: Callable[..., Any], shapes: Callable[..., Any]) -> Callable[..., Any]:
+    """Register a function of tensors that makes new ones; its schema is read off its signature."""
+    name = plain.__name__.removeprefix("_")
+    _LIBRARY.define(name + torch.library.infer_schema(plain, mutates_args=()))
+    _LIBRARY.impl(name, plain, "CUDA")
+    torch.library.register_fake(f"tunesmith::{name}", shapes, lib=_LIBRARY)
+    operator: Callable[..., Any] = getattr(torch.ops.tunesmith, name).default
+    return operator
+
+
+lora = _operator(_lora, _lora_shapes)
+lora_backward = _operator(_lora_backward, _lora_backward_shapes)
+lora_mlp = _operator(_lora_mlp, _lora_mlp_shapes)
+lora_mlp_backward = _operator(_lora_mlp_backward, _lora_mlp_backward_shapes)

@@ -1,7 +1,5 @@
 """The head's softmax in place: logits in, their gradient but for the targets out; Triton."""
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
@@ -21,9 +19,9 @@ def softmax_(logits: Tensor, weight: Tensor, scale: float) -> Tensor:
     return normaliser
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _softmax(logits: Any, weight: Any, normaliser: Any, scale: Any, WIDTH: tl.constexpr,
-             COLUMNS: tl.constexpr) -> None:  # fmt: skip
+@triton.jit
+def _softmax(logits, weight, normaliser, scale, WIDTH: tl.constexpr,
+             COLUMNS: tl.constexpr):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     begin = logits + row * WIDTH
     columns = tl.arange(0, COLUMNS)

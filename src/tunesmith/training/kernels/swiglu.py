@@ -4,14 +4,12 @@ The wide rows of an MLP cost more to move than to compute. So LoRA's low-rank pa
 tensor of its own: it is formed in registers where gate, up and the gradient are read anyway.
 """
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-ROWS, COLUMNS = 64, 128
+ROWS, COLUMNS = 16, 128  # the fastest of twenty on an H100
 
 
 def swiglu(
@@ -62,9 +60,9 @@ def _grid(whole: Tensor) -> tuple[int, int]:
     return triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _tile(start: Any, width: Any, inner: Any, b: Any, rows: Any, columns: Any, m: Any, n: Any,
-          scale: Any, rank: Any, RANK: tl.constexpr) -> Any:  # fmt: skip
+@triton.jit
+def _tile(start, width, inner, b, rows, columns, m, n,
+          scale, rank, RANK: tl.constexpr):  # fmt: skip
     """One tile of start + scale · inner bᵀ, in float32; all lie row by row in memory."""
     inside = (rows[:, None] < m) & (columns[None, :] < n)
     base = tl.load(start + rows[:, None].to(tl.int64) * width + columns[None, :], inside, 0.0)
@@ -78,10 +76,10 @@ def _tile(start: Any, width: Any, inner: Any, b: Any, rows: Any, columns: Any, m
     return base.to(tl.float32) + scale * tl.dot(left, right)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _forward(gate: Any, up: Any, inner0: Any, inner1: Any, b0: Any, b1: Any, output: Any,
-             m: Any, n: Any, scale0: Any, scale1: Any, rank0: Any, rank1: Any,
-             RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> None:  # fmt: skip
+@triton.jit
+def _forward(gate, up, inner0, inner1, b0, b1, output,
+             m, n, scale0, scale1, rank0, rank1,
+             RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     g = _tile(gate, n, inner0, b0, rows, columns, m, n, scale0, rank0, RANK)
@@ -92,11 +90,11 @@ def _forward(gate: Any, up: Any, inner0: Any, inner1: Any, b0: Any, b1: Any, out
     tl.store(output + place, value.to(output.dtype.element_ty), inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
-def _backward(gradient: Any, of_down: Any, a_down: Any, gate: Any, up: Any, inner0: Any,
-              inner1: Any, b0: Any, b1: Any, of_gate: Any, of_up: Any, m: Any, n: Any,
-              scale0: Any, scale1: Any, rank: Any, rank0: Any, rank1: Any,
-              RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr) -> None:  # fmt: skip
+@triton.jit
+def _backward(gradient, of_down, a_down, gate, up, inner0,
+              inner1, b0, b1, of_gate, of_up, m, n,
+              scale0, scale1, rank, rank0, rank1,
+              RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = rows[:, None].to(tl.int64) * n + columns[None, :]
