@@ -21,9 +21,8 @@ def _lora(
 ) -> tuple[Tensor, Tensor]:
     """Return rows Wᵀ + scale (rows aᵀ) bᵀ, (M, out), and rows aᵀ, (M, r)."""
     inner = rows @ a.T
-    if row_scale is None:
-        return (inner * scale @ b.T).addmm_(rows, weight.T), inner
-    return product(rows, weight, row_scale).addmm_(inner, b.T, alpha=scale), inner
+    low = inner * scale @ b.T
+    return _forward(rows, low, weight, row_scale), inner
 
 
 def _lora_backward(
@@ -46,10 +45,12 @@ def _lora_mlp(
     three inputs, (M, r) each.
     """
     inner = [rows @ a[0].T, rows @ a[1].T]
-    gate, up = (_forward(rows, weights, row_scales, place) for place in (0, 1))
+    factors: list[Tensor | None] = list(row_scales) if row_scales else [None] * 3
+    wide = list(zip(weights, factors, strict=True))
+    gate, up = (_forward(rows, None, *wide[place]) for place in (0, 1))
     act = swiglu(gate, up, (inner[0], inner[1]), (b[0], b[1]), (scales[0], scales[1]))
     inner.append(act @ a[2].T)
-    output = _forward(act, weights, row_scales, 2).addmm_(inner[2], b[2].T, alpha=scales[2])
+    output = _forward(act, inner[2] * scales[2] @ b[2].T, *wide[2])
     return output, gate, up, inner[0], inner[1], inner[2]
 
 
@@ -140,10 +141,17 @@ class LoraMlp(torch.autograd.Function):
         return of_x, None, None, *(None,) * ctx.frozen, *of_low
 
 
-def _forward(rows: Tensor, weights: list[Tensor], scales: list[Tensor], place: int) -> Tensor:
-    if scales:
-        return product(rows, weights[place], scales[place])
-    return rows @ weights[place].T
+def _forward(
+    rows: Tensor, start: Tensor | None, weight: Tensor, row_scale: Tensor | None
+) -> Tensor:
+    """start + rows · weightᵀ, in place of `start` where there is one.
+
+    In bf16 the sum is rounded once, so that a small `start` is not lost; in fp8 it is twice.
+    """
+    if row_scale is not None:
+        found = product(rows, weight, row_scale)
+        return found if start is None else start.add_(found)
+    return rows @ weight.T if start is None else start.addmm_(rows, weight.T)
 
 
 def _back(
