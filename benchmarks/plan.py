@@ -43,8 +43,8 @@ class Case:
 
 
 ON_A_CPU = (
-    Case("small, chat rows", "small", "chat", "--batch-size 32 --max-steps 60"),
-    Case("small, identity", "small", "identity", "--batch-size 16 --epochs 20"),
+    Case("small, chat rows", "small", "chat", "--batch-size 32 --max-steps 40"),
+    Case("small, identity", "small", "identity", "--batch-size 16 --max-steps 100"),
     Case("wide, long rows", "wide", "long", "--batch-size 4 --max-steps 10"),
 )
 WITH_A_MODEL = (

@@ -17,8 +17,8 @@ from tunesmith.training.samples import Groups
 from tunesmith.training.setup import load, read_inputs
 from tunesmith.training.train import train
 
-# Each token keeps 60 bytes, 50 of them in 10 layers.
-NEEDS = Needs(fixed=1000, token=60, layer=4, layers=10)
+# Each token keeps 60 bytes, 40 less if all 10 layers recompute.
+NEEDS = Needs(fixed=900, head=100, token=60, layer=4)
 
 
 def chosen(available: float, **bounds: int) -> tuple[int, int]:
@@ -27,11 +27,12 @@ def chosen(available: float, **bounds: int) -> tuple[int, int]:
 
 def test_passes_get_shorter_before_layers_recompute() -> None:
     assert chosen(1_000_000) == (500, 0)  # as long as is of use
-    assert chosen(1000 + 200 * 68) == (200, 0)
-    assert chosen(1000 + 100 * 68) == (100, 0)
-    assert chosen(1000 + 99 * 68) == (105, 1)  # one layer is enough
-    assert chosen(1000 + 100 * 28) == (100, 10)
-    assert chosen(1000 + 50 * 28) == (50, 10)  # nothing more can be done
+    assert chosen(900 + 200 * 68) == (200, 0)  # a layer works with 8 bytes a token
+    assert chosen(900 + 100 * 68) == (100, 0)
+    assert chosen(900 + 99 * 68) == (105, 1)  # one layer is enough
+    assert chosen(900 + 100 * 28) == (100, 10)
+    assert chosen(900 + 50 * 28) == (50, 10)  # nothing more can be done
+    assert NEEDS.tokens(1000 + 5 * 60, 0) == 5  # in a short pass the head works with more
     assert chosen(500) == (0, 10)
 
 
@@ -61,12 +62,12 @@ def planned(settings: TrainSettings, *, resume: bool = False) -> Planned:
 def test_a_layer_that_recomputes_keeps_its_input_only(settings: TrainSettings) -> None:
     inputs = read_inputs(settings)
     groups = Groups(inputs.data.train, [])
-    needs = memory.measure(load(inputs), None, memory._probe(groups, 256))
-    assert needs.layers == 4
+    needs = memory.measure(load(inputs), None, memory._probe(groups, 256), 4)
     # An input is 32 floats; queries, keys, values, two norms, the outputs and 3 × 256 more.
     kept_by_a_layer = needs.layer / memory.FRAGMENTED["cpu"] / 4
     assert 3 * 256 < kept_by_a_layer < 5 * 256 + 20 * 32
     assert needs.token > 4 * needs.layer
+    assert memory.measure(load(inputs), None, memory._probe(groups, 256), 0).layer > needs.layer
     assert needs.fixed > used_memory(torch.device("cpu")) / 2
 
 
@@ -86,7 +87,7 @@ def test_a_limit_on_memory_makes_passes_shorter(settings: TrainSettings) -> None
     """What this model needs is little beside the process, so the limit stands close above it."""
     inputs = read_inputs(settings)
     model, groups = load(inputs), Groups(inputs.data.train, [])
-    needs = memory.measure(model, None, memory._probe(groups, 512))
+    needs = memory.measure(model, None, memory._probe(groups, 512), 0)
     limit = (needs.peak(700, 0) / memory.FREE_SHARE) / GB
     least = memory.fit(replace(settings, memory_gb=limit), model, None, groups)
     most = memory.fit(settings, model, None, groups)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE = {"cpu": 512, "cuda": 1024}  # tokens of the pass that is measured
-ENOUGH = {"cpu": 512, "cuda": 4096}  # shorter passes lose speed
+ENOUGH = {"cpu": 512, "cuda": 8192}  # shorter passes lose speed
 PLENTY = {"cpu": 2048, "cuda": 16_384}  # longer ones gain none
 FREE_SHARE = 0.9  # of what is free: the rest is for fragments, and for others
 HEAD_COPIES = 3  # of a chunk's logits, in float32
@@ -46,20 +46,27 @@ class Needs:
     """Bytes that training takes.
 
     Attributes:
-        fixed: Whatever a pass holds: weights, gradients, moments, a chunk of logits.
+        fixed: Whatever a pass holds: weights, gradients, moments.
+        head: What the head works with, a chunk of logits and its copies.
         token: What a token keeps for backward if nothing is recomputed.
         layer: How much less it keeps for each layer that recomputes.
-        layers: How many layers can.
     """
 
     fixed: float
+    head: float
     token: float
     layer: float
-    layers: int
 
     def peak(self, tokens: int, recomputed: int) -> float:
-        """Of a pass; beside what its tokens keep, one layer works."""
-        return self.fixed + tokens * self._each(recomputed)
+        """Of a pass: beside what its tokens keep, first the head works, then layer after layer."""
+        kept = tokens * (self.token - recomputed * self.layer)
+        return self.fixed + kept + max(self.head, tokens * 2 * self.layer)
+
+    def tokens(self, available: float, recomputed: int) -> int:
+        """The longest pass that fits."""
+        each = self.token - recomputed * self.layer
+        room = max(0.0, available - self.fixed)
+        return int(min(max(0.0, room - self.head) / each, room / (each + 2 * self.layer)))
 
     def choose(
         self, available: float, *, enough: int, plenty: int, layers: tuple[int, int]
@@ -70,13 +77,10 @@ class Needs:
         """
         fewest, most = layers
         for recomputed in range(fewest, most + 1):
-            tokens = int(max(0.0, available - self.fixed) / self._each(recomputed))
+            tokens = self.tokens(available, recomputed)
             if tokens >= enough:
                 break
         return min(tokens, plenty), recomputed
-
-    def _each(self, recomputed: int) -> float:
-        return self.token + (2 - recomputed) * self.layer
 
 
 def fit(
@@ -95,11 +99,14 @@ def fit(
     bounds = _layers_to_recompute(settings, len(layers_of(model)))
     if wanted is not None and bounds[0] == bounds[1]:
         return Progress(micro_batch_tokens=wanted, recomputed_layers=bounds[0])
-    needs = measure(model, head, _probe(groups, PROBE[kind]))
+    probe = _probe(groups, PROBE[kind])
     longest, step = groups.longest, groups.tokens * settings.batch_size // len(groups)
     enough = max(longest, wanted or min(ENOUGH[kind], step))
     plenty = max(longest, wanted or PLENTY[kind])
+    needs = measure(model, head, probe, bounds[0])
     available = available_memory(model.device, limit)
+    if bounds[0] != bounds[1] and needs.tokens(available, 0) < enough:
+        needs = measure(model, head, probe, bounds[1])
     tokens, recomputed = needs.choose(available, enough=enough, plenty=plenty, layers=bounds)
     if limit is not None and tokens < longest:
         raise TrainingError(
@@ -111,8 +118,11 @@ def fit(
     return Progress(micro_batch_tokens=wanted or max(tokens, longest), recomputed_layers=recomputed)
 
 
-def measure(model: "PeftModel", head: Head | None, packed: Pack) -> Needs:
-    """Run a pass forward, with and without recomputation, and see what it keeps."""
+def measure(model: "PeftModel", head: Head | None, packed: Pack, most: int) -> Needs:
+    """Run a pass forward, with `most` layers recomputed and with none, and see what it keeps.
+
+    With `most` 0 that is not known of a layer, and taken to be its share of all.
+    """
     model.train()
 
     def kept(recomputed: int) -> float:
@@ -121,15 +131,22 @@ def measure(model: "PeftModel", head: Head | None, packed: Pack) -> Needs:
             bytes_kept = _kept(model, lambda: pack_loss(model, packed, head))
         return bytes_kept / len(packed.tokens)
 
-    count = len(layers_of(model))
+    if model.device.type == "cuda":
+        kept(0)  # a first pass also makes what stays: workspaces, kernels
     token = kept(0)
-    layer = (token - kept(count) - _unseen(model)) / count if count else 0.0
+    if most:
+        layer = (token - kept(most) - _unseen(model, most)) / most
+    else:
+        layer = token / max(1, len(layers_of(model)))
     recompute_activations(model, 0)
     trained = sum(weight.nbytes for weight in trainable(model).values())
-    work = HEAD_COPIES * CHUNK_BYTES.get(model.device.type, CHUNK_BYTES["cpu"])
-    fixed = used_memory(model.device) + 3 * trained + work  # gradients and two moments
-    held = FRAGMENTED["cuda" if model.device.type == "cuda" else "cpu"]
-    return Needs(fixed, held * token, held * max(0.0, layer), count)
+    kind = "cuda" if model.device.type == "cuda" else "cpu"
+    return Needs(
+        fixed=used_memory(model.device) + 3 * trained,  # gradients and two moments
+        head=HEAD_COPIES * CHUNK_BYTES[kind],
+        token=FRAGMENTED[kind] * token,
+        layer=FRAGMENTED[kind] * max(0.0, layer),
+    )
 
 
 def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
@@ -229,13 +246,13 @@ def _kept(model: "PeftModel", forward: Callable[[], Tensor]) -> int:
     return sum(kept.values())
 
 
-def _unseen(model: "PeftModel") -> float:
-    """Bytes of a token in layers that all recompute, which `_kept` cannot see on a CPU."""
+def _unseen(model: "PeftModel", recomputed: int) -> float:
+    """Bytes of a token in layers that recompute, their inputs, which a CPU's count leaves out."""
     if model.device.type == "cuda":
         return 0.0
     base = model.get_base_model()
     width: int = base.config.hidden_size
-    return float(len(layers_of(model)) * width * base.dtype.itemsize)
+    return float(recomputed * width * base.dtype.itemsize)
 
 
 def _free_in_container() -> float:
