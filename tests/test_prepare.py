@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
@@ -305,25 +306,25 @@ def test_a_token_or_a_mask_alone_changes_the_fingerprint(
     assert len(prints) == 4
 
 
+# without `if __name__ == "__main__"`, as a beginner writes it
 CHILD = """
-import json, sys, threading, time, psutil
+import json, sys, threading, psutil
 from pathlib import Path
 from tunesmith.config import TrainSettings
 from tunesmith.models.tokenizer import read_tokenizer
 from tunesmith.training.prepare import prepare
 
-if __name__ == "__main__":
-    tokenizer, process = read_tokenizer(Path(sys.argv[1])), psutil.Process()
-    before, seen, done = process.memory_info().rss, [0], threading.Event()
-    def look():
-        while not done.wait(0.01):
-            seen.append(process.memory_info().rss - before)
-    looking = threading.Thread(target=look)
-    looking.start()
-    found = prepare(TrainSettings(data=(Path(sys.argv[2]),)), tokenizer)
-    done.set()
-    looking.join()
-    print(json.dumps([found.fingerprint, max(seen)]))
+tokenizer, process = read_tokenizer(Path(sys.argv[1])), psutil.Process()
+before, seen, done = process.memory_info().rss, [0], threading.Event()
+def look():
+    while not done.wait(0.01):
+        seen.append(process.memory_info().rss - before)
+looking = threading.Thread(target=look)
+looking.start()
+found = prepare(TrainSettings(data=(Path(sys.argv[2]),)), tokenizer)
+done.set()
+looking.join()
+print(json.dumps([found.fingerprint, max(seen)]))
 """
 
 
@@ -364,6 +365,26 @@ def test_killed_on_the_way_it_leaves_no_process_and_nothing_that_looks_whole(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(preparing, "FEW", 1000)
         assert prepare(TrainSettings(data=(file,)), tokenizer).fingerprint == again.fingerprint
+
+
+def test_a_helper_that_is_killed_is_a_sentence(
+    tmp_path: Path, tokenizer: ChatTokenizer, home: Path
+) -> None:
+    file = write(tmp_path / "a.jsonl", rows(8000))
+    before = psutil.Process().children()
+
+    def kill() -> None:
+        while not (helpers := [one for one in psutil.Process().children() if one not in before]):
+            time.sleep(0.01)
+        helpers[-1].kill()
+
+    killer = Thread(target=kill)
+    killer.start()
+    with pytest.raises(TrainingError, match=r"exit code -9"):
+        prepare(TrainSettings(data=(file,)), tokenizer)
+    killer.join()
+    assert [one for one in psutil.Process().children() if one not in before] == []
+    assert not list((home / "cache" / "samples").glob("*[!k]"))  # a lock is left
 
 
 def test_two_processes_at_once_make_one_table(tmp_path: Path, folder: Path, home: Path) -> None:

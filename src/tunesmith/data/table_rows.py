@@ -12,6 +12,7 @@ from tunesmith.data.messages import Place
 from tunesmith.language import t
 
 _DELIMITERS = ",\t;"
+_BUFFER = 1024 * 1024  # bytes of a Parquet column read at once
 
 
 def delimiter_of(header: str) -> str | None:
@@ -46,7 +47,8 @@ def parquet_rows(file: Path) -> Iterator[Row | Finding]:
 
     number = 0
     try:
-        with ParquetFile(file) as table:
+        # as a stream: else the columns of a whole row group are held
+        with ParquetFile(file, buffer_size=_BUFFER, pre_buffer=False) as table:
             names = table.schema_arrow.names
             if form_of(names) is None:
                 yield unknown_form(names).at(Place(file, 1))

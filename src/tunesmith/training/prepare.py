@@ -6,7 +6,7 @@ found again as long as the files and what they are rendered with stay the same.
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -25,7 +25,7 @@ from tunesmith.data.findings import Finding
 from tunesmith.data.json_rows import Row
 from tunesmith.data.messages import Conversation, Identity
 from tunesmith.data.sources import raw_rows, require_files
-from tunesmith.errors import TrainingError
+from tunesmith.errors import DataError, TrainingError
 from tunesmith.language import t
 from tunesmith.models.cache import keep_newest, made_once
 from tunesmith.models.tokenizer import ChatTokenizer
@@ -104,10 +104,13 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
             t("There is nothing to train on; name a file: --data FILE. `tunesmith data identity` "
               "writes a first one.")
         )  # fmt: skip
-    table = _table(settings.data, settings.eval_data, settings, tokenizer)
+    files = [*settings.data, *settings.eval_data]
+    require_files(files)
+    hashes = dict(zip(files, file_hashes(files), strict=True))
+    table = _table(settings.data, settings.eval_data, hashes, settings, tokenizer)
     trained = np.ones(len(table.rows), np.bool_)
     if settings.eval_data:
-        other = _table(settings.eval_data, (), settings, tokenizer)
+        other = _table(settings.eval_data, (), hashes, settings, tokenizer)
         held_out = np.ones(len(other.rows), np.bool_)
     else:
         other, held_out = table, _held_out(table, settings)
@@ -121,7 +124,6 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
               "--max-length {length}; raise it.", count=dropped, length=settings.max_length)
         )  # fmt: skip
     own = np.flatnonzero(table.rows["identity"] & trained)
-    files = [*settings.data, *settings.eval_data]
     return Prepared(
         train=train,
         held_out=other.samples_of(held_out),
@@ -129,7 +131,7 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
         systems=_systems(table, trained),
         identity=table.conversation(int(own[0])).identity if len(own) else None,
         languages=_languages(table.rows["chinese"][own]),
-        files=dict(zip(map(str, files), file_hashes(files), strict=True)),
+        files={str(file): sha256 for file, sha256 in hashes.items()},
         cut=int(rows["cut"].sum()),
         dropped=dropped,
     )
@@ -138,6 +140,7 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
 def _table(
     files: Sequence[Path],
     held_out: Sequence[Path],
+    hashes: Mapping[Path, str],
     settings: TrainSettings,
     tokenizer: ChatTokenizer,
 ) -> Table:
@@ -146,20 +149,24 @@ def _table(
     def job() -> Job:
         return Job(tokenizer, settings.max_length, settings.system, questions(held_out))
 
-    require_files(held_out)
+    every = [*files, *held_out]
     chunks = _chunks(raw_rows(files))
     first = list(islice(chunks, FEW))
     broken = Flag()
     if len(first) < FEW:
         rendering = Rendering(job())
         done = (rendering.render(chunk, only_check=broken.is_set) for chunk in first)
-        return Table.of(_sound(done, broken, [*files, *held_out]))
+        return Table.of(_sound(done, broken, every))
 
     def make(folder: Path) -> None:
         done = in_processes(job(), chain(first, chunks), broken)
-        write_table(folder, _sound(done, broken, [*files, *held_out]))
+        write_table(folder, _sound(done, broken, every))
+        for file, now in zip(every, file_hashes(every), strict=True):
+            if now != hashes[file]:
+                raise DataError(t("{path} was changed while it was read; start again.", path=file))
 
-    return _cached(_key(files, held_out, settings, tokenizer), make)
+    sources = [[(file.suffix, hashes[file]) for file in some] for some in (files, held_out)]
+    return _cached(_key(sources, settings, tokenizer), make)
 
 
 def _chunks(rows: Iterator[Row | Finding]) -> Iterator[Chunk]:
@@ -200,21 +207,9 @@ def _cached(key: str, make: Callable[[Path], None]) -> Table:
     return table
 
 
-def _key(
-    files: Sequence[Path],
-    held_out: Sequence[Path],
-    settings: TrainSettings,
-    tokenizer: ChatTokenizer,
-) -> str:
+def _key(sources: object, settings: TrainSettings, tokenizer: ChatTokenizer) -> str:
     """A hash of everything that the table follows from."""
-    parts = (
-        [(file.suffix, sha256) for file, sha256 in zip(files, file_hashes(files), strict=True)],
-        file_hashes(held_out),
-        settings.max_length,
-        settings.system,
-        tokenizer.sha256,
-        _code(),
-    )
+    parts = (sources, settings.max_length, settings.system, tokenizer.sha256, _code())
     return hashlib.sha256(repr(parts).encode()).hexdigest()
 
 

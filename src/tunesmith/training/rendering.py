@@ -7,16 +7,16 @@ import json
 import os
 import pickle
 import signal
+import sys
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from itertools import chain
-from multiprocessing import get_context, parent_process
-from threading import Thread
+from queue import SimpleQueue
+from subprocess import PIPE, Popen
 
 import numpy as np
 
@@ -131,19 +131,13 @@ def in_processes(job: Job, chunks: Iterable[Chunk], is_broken: "Flag") -> Iterat
     """
     count = min(cores(), MOST_PROCESSES)
     waiting: deque[Future[Rendered]] = deque()
-    try:
-        with _pool(job, count) as pool:
-            for chunk in chunks:
-                waiting.append(pool.submit(_render, chunk, is_broken.is_set))
-                if len(waiting) > 2 * count:
-                    yield waiting.popleft().result()
-            while waiting:
+    with _Pool(job, count) as pool:
+        for chunk in chunks:
+            waiting.append(pool.submit(chunk, is_broken.is_set))
+            if len(waiting) > 2 * count:
                 yield waiting.popleft().result()
-    except BrokenProcessPool:
-        raise TrainingError(
-            t("A process that prepared the data ended early; the memory may be full. A script "
-              'that trains must do so under `if __name__ == "__main__":`.')
-        ) from None  # fmt: skip
+        while waiting:
+            yield waiting.popleft().result()
 
 
 @dataclass
@@ -158,39 +152,85 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def _pool(job: Job, count: int) -> Iterator[ProcessPoolExecutor]:
-    # spawn: a fork would copy the locks of torch's and the tokenizer's threads
-    pool = ProcessPoolExecutor(
-        count, get_context("spawn"), _begin, (pickle.dumps(job), current_language())
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
+class _Pool:
+    """Processes that render, and a thread for each that speaks with it."""
+
+    def __init__(self, job: Job, count: int) -> None:
+        opening = pickle.dumps((job, current_language()))
+        self._processes = [_Process(opening) for _ in range(count)]
+        self._idle: SimpleQueue[_Process] = SimpleQueue()
+        for process in self._processes:
+            self._idle.put(process)
+        self._threads = ThreadPoolExecutor(count)
+
+    def submit(self, chunk: Chunk, only_check: bool) -> "Future[Rendered]":
+        return self._threads.submit(self._render, chunk, only_check)
+
+    def _render(self, chunk: Chunk, only_check: bool) -> Rendered:
+        process = self._idle.get()
+        try:
+            return process.render(chunk, only_check)
+        finally:
+            self._idle.put(process)
+
+    def __enter__(self) -> "_Pool":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._threads.shutdown(wait=False, cancel_futures=True)
+        for process in self._processes:
+            process.end()
+        self._threads.shutdown()
 
 
-_rendering: Rendering
+class _Process:
+    """Another Python that answers chunks; it ends when nobody can ask it any more.
+
+    Not one of multiprocessing's: those begin by importing the caller's script.
+    """
+
+    def __init__(self, opening: bytes) -> None:
+        code = f"from {__name__} import answer_chunks; answer_chunks()"
+        command = [sys.executable, "-P", "-c", code]
+        self._process = Popen(command, stdin=PIPE, stdout=PIPE)
+        self._opening = opening
+
+    def render(self, chunk: Chunk, only_check: bool) -> Rendered:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(self._opening + pickle.dumps((chunk, only_check)))
+            self._process.stdin.flush()
+            self._opening = b""
+            found: Rendered = pickle.load(self._process.stdout)
+        except (OSError, EOFError, pickle.UnpicklingError):
+            raise TrainingError(
+                t("A process that prepared the data ended early (exit code {code}); the memory "
+                  "may be full.", code=self._process.wait())
+            ) from None  # fmt: skip
+        return found
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                with suppress(BrokenPipeError):  # what was not sent any more
+                    pipe.close()
 
 
-def _begin(job: bytes, language: str) -> None:
-    global _rendering  # noqa: PLW0603  # the one thing this process is there for
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    Thread(target=_end_with_parent, daemon=True).start()
+def answer_chunks() -> None:
+    """Render what standard input asks for until it ends, and answer on standard output."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent to answer
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints must not come between
+    job, language = pickle.load(sys.stdin.buffer)
     set_language(language)
-    _rendering = Rendering(pickle.loads(job))
-
-
-def _end_with_parent() -> None:
-    """A parent that is killed cannot say that it is gone."""
-    parent = parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
-
-
-def _render(chunk: Chunk, only_check: bool) -> Rendered:
-    return _rendering.render(chunk, only_check=only_check)
+    rendering = Rendering(job)
+    with suppress(EOFError, BrokenPipeError):
+        while True:
+            chunk, only_check = pickle.load(sys.stdin.buffer)
+            pickle.dump(rendering.render(chunk, only_check=only_check), answers)
+            answers.flush()
 
 
 def _shortened(samples: Iterable[Sample], most: int) -> tuple[list[Sample], int, int]:
