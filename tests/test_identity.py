@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tunesmith.data.checks import check, load
+from tests.helpers_data import load
+from tunesmith.data.checks import check
 from tunesmith.data.identity import default_system, held_out, identity_rows, write_identity
 from tunesmith.data.messages import Identity
 from tunesmith.errors import UsageError
