@@ -83,8 +83,11 @@ def test_layers_recompute_when_asked(wanted: bool, layers: int, settings: TrainS
     assert planned(replace(settings, gradient_checkpointing=wanted)).recomputed_layers == layers
 
 
-def test_a_limit_on_memory_makes_passes_shorter(settings: TrainSettings) -> None:
+def test_a_limit_on_memory_makes_passes_shorter(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What this model needs is little beside the process, so the limit stands close above it."""
+    monkeypatch.setitem(memory.PLENTY, "cpu", 100_000)  # or both would have as many as are of use
     inputs = read_inputs(settings)
     model, groups = load(inputs), Groups(inputs.data.train, [])
     needs = memory.measure(model, None, memory._probe(groups, 512), 0)

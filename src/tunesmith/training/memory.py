@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PROBE = {"cpu": 512, "cuda": 1024}  # tokens of the pass that is measured
 ENOUGH = {"cpu": 512, "cuda": 8192}  # shorter passes lose speed
-PLENTY = {"cpu": 2048, "cuda": 16_384}  # longer ones gain none
+PLENTY = {"cpu": 1024, "cuda": 16_384}  # longer ones gain none
 FREE_SHARE = 0.9  # of what is free: the rest is for fragments, and for others
 HEAD_COPIES = 3  # of a chunk's logits, in float32
 FRAGMENTED = {"cpu": 1.35, "cuda": 1.0}  # what malloc holds for what is kept; a GPU's is exact
