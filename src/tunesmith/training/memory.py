@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-PROBE = {"cpu": 512, "cuda": 1024}  # tokens of the pass that is measured
+PROBE = {"cpu": 128, "cuda": 1024}  # tokens of the pass that is measured
 ENOUGH = {"cpu": 512, "cuda": 8192}  # shorter passes lose speed
 PLENTY = {"cpu": 1024, "cuda": 16_384}  # longer ones gain none
 FREE_SHARE = 0.9  # of what is free: the rest is for fragments, and for others
