@@ -10,7 +10,7 @@ from torch.nn.functional import silu
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.errors import TrainingError
-from tunesmith.training.device import has_kernels, require_float8
+from tunesmith.training.device import has_kernels, require_compiler, require_float8
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_gpu = pytest.mark.skipif(not has_kernels(GPU, torch.bfloat16), reason="needs an NVIDIA GPU")
@@ -103,3 +103,9 @@ def test_a_model_through_the_kernels_has_the_same_gradients(
 def test_fp8_is_refused_without_a_gpu_for_it() -> None:
     with pytest.raises(TrainingError, match="Hopper"):
         require_float8(TrainSettings(base_dtype="fp8"), torch.device("cpu"), kernels=False)
+
+
+@pytest.mark.parametrize("device", ["cpu", "mps"])
+def test_compiling_is_refused_without_a_gpu_for_it(device: str) -> None:
+    with pytest.raises(TrainingError, match="--compile is for a GPU"):
+        require_compiler(torch.device(device))

@@ -149,8 +149,12 @@ WILD: dict[str, Any] = {
     "eval_every": 1, "save_every": 1,
 }  # fmt: skip
 # The others are tried elsewhere: model, data, eval_data and out name files; device needs a second
-# one; gradient_checkpointing and memory_gb change only memory (test_forward, test_memory).
-ELSEWHERE = {"model", "data", "eval_data", "out", "device", "gradient_checkpointing", "memory_gb"}
+# one; gradient_checkpointing and memory_gb change only memory (test_forward, test_memory);
+# base_dtype and compile are for a GPU (test_kernels).
+ELSEWHERE = {
+    "model", "data", "eval_data", "out", "device", "gradient_checkpointing", "memory_gb",
+    "base_dtype", "compile",
+}  # fmt: skip
 
 
 def test_every_setting_is_tried() -> None:

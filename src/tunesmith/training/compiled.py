@@ -1,15 +1,13 @@
 """Layers compiled by PyTorch: what lies between the products becomes one kernel each."""
 
 from contextlib import AbstractContextManager, nullcontext
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import AttentionInterface
 
 from tunesmith.config import TrainSettings
-from tunesmith.errors import TrainingError
-from tunesmith.language import t
+from tunesmith.training.device import can_compile
 from tunesmith.training.events import Planned
 from tunesmith.training.forward import ATTENTION, packed_attention
 
@@ -21,16 +19,9 @@ COMPILE_FROM = 1e16  # tokens times parameters: minutes of work for a GPU of tod
 
 
 def compile_if_it_pays(settings: TrainSettings, model: "PeftModel", planned: Planned) -> None:
-    """Compile the layers if asked to, or on a GPU if the training is long.
-
-    Raises:
-        TrainingError: It is asked for where it gains nothing.
-    """
-    can = model.device.type == "cuda" and find_spec("triton") is not None
-    if settings.compile and not can:
-        raise TrainingError(t("--compile is for a GPU that Triton knows; leave the flag out here."))
+    """Compile the layers if asked to, or on a GPU if the training is long."""
     tokens = planned.tokens / planned.samples * settings.batch_size * planned.steps
-    pays = can and tokens * planned.total_parameters >= COMPILE_FROM
+    pays = can_compile(model.device) and tokens * planned.total_parameters >= COMPILE_FROM
     if settings.compile or (settings.compile is None and pays):
         compile_layers(model)
 

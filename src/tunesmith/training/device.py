@@ -45,12 +45,22 @@ def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
 
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels can run: on an NVIDIA GPU, in bf16, where Triton came with PyTorch."""
-    return (
-        device.type == "cuda"
-        and dtype == torch.bfloat16
-        and torch.version.hip is None
-        and find_spec("triton") is not None
-    )
+    return can_compile(device) and dtype == torch.bfloat16 and torch.version.hip is None
+
+
+def can_compile(device: torch.device) -> bool:
+    """Whether PyTorch's compiler has something to gain: on a GPU that Triton knows."""
+    return device.type == "cuda" and find_spec("triton") is not None
+
+
+def require_compiler(device: torch.device) -> None:
+    """Refuse to compile where it gains nothing.
+
+    Raises:
+        TrainingError: There is no GPU, or no Triton.
+    """
+    if not can_compile(device):
+        raise TrainingError(t("--compile is for a GPU that Triton knows; leave the flag out here."))
 
 
 def require_float8(settings: TrainSettings, device: torch.device, *, kernels: bool) -> None:

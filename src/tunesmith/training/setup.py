@@ -21,6 +21,7 @@ from tunesmith.training.device import (
     choose_device,
     choose_dtype,
     has_kernels,
+    require_compiler,
     require_float8,
 )
 from tunesmith.training.events import Planned, Replaying
@@ -120,6 +121,8 @@ def load(inputs: Inputs) -> "PeftModel":
     limit_memory(device, settings.memory_gb)
     dtype = choose_dtype(settings, device)
     kernels = has_kernels(device, dtype)
+    if settings.compile:
+        require_compiler(device)
     if settings.base_dtype == "fp8":
         require_float8(settings, device, kernels=kernels)
     base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
