@@ -1,5 +1,6 @@
 """The kernels of a GPU compute what the plain lines do; and what is said where there is none."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch.nn.functional import silu
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.errors import TrainingError
-from tunesmith.training.device import has_kernels, require_compiler, require_float8
+from tunesmith.training.device import has_kernels
+from tunesmith.training.train import train
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 needs_gpu = pytest.mark.skipif(not has_kernels(GPU, torch.bfloat16), reason="needs an NVIDIA GPU")
@@ -99,13 +101,17 @@ def test_a_model_through_the_kernels_has_the_same_gradients(
         assert torch.isfinite(model(input_ids=ids).logits).all()
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU may well have fp8")
-def test_fp8_is_refused_without_a_gpu_for_it() -> None:
-    with pytest.raises(TrainingError, match="Hopper"):
-        require_float8(TrainSettings(base_dtype="fp8"), torch.device("cpu"), kernels=False)
-
-
-@pytest.mark.parametrize("device", ["cpu", "mps"])
-def test_compiling_is_refused_without_a_gpu_for_it(device: str) -> None:
-    with pytest.raises(TrainingError, match="--compile is for a GPU"):
-        require_compiler(torch.device(device))
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (TrainSettings(base_dtype="fp8", device="cpu"), "Hopper"),
+        (TrainSettings(compile=True, device="cpu"), "--compile is for a GPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_before_anything_is_made(
+    settings: TrainSettings, message: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    with pytest.raises(TrainingError, match=message):
+        next(train(replace(settings, out=run)))
+    assert not run.exists()

@@ -115,7 +115,8 @@ class TrainSettings:
     )
     base_dtype: Literal["auto", "fp8"] = setting(
         "auto",
-        "How the frozen base is kept: auto (as --dtype), or fp8 for an NVIDIA GPU from Hopper on.",
+        "How the frozen base is kept: auto (as --dtype), or fp8 for an NVIDIA GPU from Hopper on: "
+        "faster, but how well it learns is not measured yet.",
         group="machine",
     )
     compile: bool | None = setting(

@@ -10,6 +10,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.training.device import can_compile
 from tunesmith.training.events import Planned
 from tunesmith.training.forward import ATTENTION, packed_attention
+from tunesmith.training.memory import layers_of
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -28,10 +29,9 @@ def compile_if_it_pays(settings: TrainSettings, model: "PeftModel", planned: Pla
 
 def compile_layers(model: "PeftModel") -> None:
     """Compile a layer, once for all of them and for every length of a pack."""
-    base: Any = model.get_base_model()
     outside: Any = torch.compiler.disable
     AttentionInterface.register(ATTENTION, outside(packed_attention))
-    for layer in getattr(base, base.base_model_prefix).layers:
+    for layer in layers_of(model):
         layer.compile(dynamic=True)
 
 

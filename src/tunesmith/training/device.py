@@ -53,22 +53,18 @@ def can_compile(device: torch.device) -> bool:
     return device.type == "cuda" and find_spec("triton") is not None
 
 
-def require_compiler(device: torch.device) -> None:
-    """Refuse to compile where it gains nothing.
+def require_machine(settings: TrainSettings) -> None:
+    """Refuse what this machine cannot do, before anything is read or made.
 
     Raises:
-        TrainingError: There is no GPU, or no Triton.
+        TrainingError: A device, a compiler or an arithmetic is asked for that is not here.
     """
-    if not can_compile(device):
+    device = choose_device(settings.device)
+    if settings.compile and not can_compile(device):
         raise TrainingError(t("--compile is for a GPU that Triton knows; leave the flag out here."))
-
-
-def require_float8(settings: TrainSettings, device: torch.device, *, kernels: bool) -> None:
-    """Refuse an fp8 base where it cannot be.
-
-    Raises:
-        TrainingError: The GPU is too old, or a setting asks for what there is no fp8 for.
-    """
+    if settings.base_dtype != "fp8":
+        return
+    kernels = device.type == "cuda" and has_kernels(device, choose_dtype(settings, device))
     if not kernels or torch.cuda.get_device_capability(device) < (9, 0):
         raise TrainingError(
             t("--base-dtype fp8 needs an NVIDIA GPU of the Hopper generation or newer, and "

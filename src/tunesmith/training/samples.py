@@ -11,6 +11,7 @@ A table holds what rows became. Its columns, as files of a folder:
 import hashlib
 import json
 import zlib
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -128,8 +129,8 @@ class Table:
         return self._columns.samples[samples]
 
 
-class SampleStore(Sequence[Sample]):
-    """Some samples of a table, made when they are asked for."""
+class _Chosen(Sequence[Found]):
+    """Some entries of a table, made when they are asked for."""
 
     def __init__(self, table: Table, numbers: Array) -> None:
         self._table = table
@@ -139,13 +140,23 @@ class SampleStore(Sequence[Sample]):
         return len(self._numbers)
 
     @overload
-    def __getitem__(self, place: int) -> Sample: ...
+    def __getitem__(self, place: int) -> Found: ...
     @overload
-    def __getitem__(self, place: slice) -> list[Sample]: ...
-    def __getitem__(self, place: int | slice) -> Sample | list[Sample]:
+    def __getitem__(self, place: slice) -> list[Found]: ...
+    def __getitem__(self, place: int | slice) -> Found | list[Found]:
         if isinstance(place, slice):
-            return [self._table.sample(number) for number in self._numbers[place].tolist()]
-        return self._table.sample(int(self._numbers[place]))
+            return [self._read(number) for number in self._numbers[place].tolist()]
+        return self._read(int(self._numbers[place]))
+
+    @abstractmethod
+    def _read(self, number: int) -> Found: ...
+
+
+class SampleStore(_Chosen[Sample]):
+    """Some samples of a table."""
+
+    def _read(self, number: int) -> Sample:
+        return self._table.sample(number)
 
     @cached_property
     def tokens(self) -> int:
@@ -170,24 +181,11 @@ class SampleStore(Sequence[Sample]):
         return digest.hexdigest()
 
 
-class StoredRows(Sequence[Conversation]):
-    """Some rows of a table, read when they are asked for."""
+class StoredRows(_Chosen[Conversation]):
+    """Some rows of a table."""
 
-    def __init__(self, table: Table, numbers: Array) -> None:
-        self._table = table
-        self._numbers = numbers
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    @overload
-    def __getitem__(self, place: int) -> Conversation: ...
-    @overload
-    def __getitem__(self, place: slice) -> list[Conversation]: ...
-    def __getitem__(self, place: int | slice) -> Conversation | list[Conversation]:
-        if isinstance(place, slice):
-            return [self._table.conversation(number) for number in self._numbers[place].tolist()]
-        return self._table.conversation(int(self._numbers[place]))
+    def _read(self, number: int) -> Conversation:
+        return self._table.conversation(number)
 
 
 class Groups(Sequence[Group]):

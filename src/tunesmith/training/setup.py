@@ -21,8 +21,7 @@ from tunesmith.training.device import (
     choose_device,
     choose_dtype,
     has_kernels,
-    require_compiler,
-    require_float8,
+    require_machine,
 )
 from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
@@ -76,6 +75,7 @@ def read_inputs(settings: TrainSettings) -> Inputs:
     Raises:
         TunesmithError: A part is missing or broken.
     """
+    require_machine(settings)
     model = locate(settings.model)
     tokenizer = load_tokenizer(model)
     return Inputs(settings, model, tokenizer, Renderer(tokenizer), prepare(settings, tokenizer))
@@ -120,14 +120,9 @@ def load(inputs: Inputs) -> "PeftModel":
     device = choose_device(settings.device)
     limit_memory(device, settings.memory_gb)
     dtype = choose_dtype(settings, device)
-    kernels = has_kernels(device, dtype)
-    if settings.compile:
-        require_compiler(device)
-    if settings.base_dtype == "fp8":
-        require_float8(settings, device, kernels=kernels)
     base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
     tuned = add_lora(base, settings)
-    if kernels:
+    if has_kernels(device, dtype):
         from tunesmith.training.kernels.fuse import use_kernels
 
         use_kernels(tuned)

@@ -93,7 +93,9 @@ def _with_kernel(own: Any) -> Any:
 
 def _take_mlp(module: nn.Module) -> None:
     layers: Any = [getattr(module, part) for part in PARTS]
-    if any(layer.base_layer.bias is not None for layer in layers):
+    activation = getattr(module, "act_fn", None)
+    with_bias = any(layer.base_layer.bias is not None for layer in layers)
+    if with_bias or activation is None or not _is_silu(activation):
         return
     own: Any = type(module)
     x = torch.randn(32, layers[0].in_features, device=layers[0].base_layer.weight.device).bfloat16()
@@ -101,5 +103,11 @@ def _take_mlp(module: nn.Module) -> None:
         expected = module(x)
         module.__class__ = _with_kernel(own)
         found = module(x)
-    if not torch.allclose(found, expected, rtol=0.05, atol=0.05 * float(expected.abs().max())):
+    if not float((found - expected).float().norm() / expected.float().norm()) < 0.02:
         module.__class__ = own
+
+
+def _is_silu(activation: Any) -> bool:
+    """Looked at alone: in the sums of an MLP, GELU is hard to tell from it in bf16."""
+    x = torch.linspace(-8, 8, 100)
+    return torch.allclose(activation(x), torch.nn.functional.silu(x), rtol=1e-5, atol=1e-6)
