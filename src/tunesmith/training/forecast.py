@@ -16,6 +16,7 @@ from tunesmith.data.packs import Group
 from tunesmith.data.passes import passes, unique_tokens
 from tunesmith.runs import Run
 from tunesmith.training.checkpoint import Progress, save_checkpoint
+from tunesmith.training.compiled import compile_if_it_pays
 from tunesmith.training.events import Planned, Replaying, Shrunk
 from tunesmith.training.forward import arithmetic, prove_packing
 from tunesmith.training.lora import trainable
@@ -28,7 +29,7 @@ from tunesmith.training.train import Work
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TIMED = 4  # steps at least, after one that warms up
+TIMED = 4  # steps at least, after those that warm up
 TIMED_SECONDS = 10.0  # as many more as fit into it
 LOOKED_AT = 200  # steps whose tokens are counted
 
@@ -73,15 +74,17 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Shrunk |
     recompute_activations(model, progress.recomputed_layers)
     planned = plan(inputs, model, groups, progress)
     yield planned
+    compile_if_it_pays(settings, model, planned)
     opening += time.perf_counter() - begun
     work = Work(
         settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate,
     )  # fmt: skip
     looked_at = _spread(work.steps, LOOKED_AT)
-    progress = yield from _warmed_up(work, progress, looked_at)
+    progress, first = yield from _warmed_up(work, progress, looked_at)
     timed = _timed(work, progress, looked_at)
-    apart = opening + replaying + _evaluating(work, progress) + _saving(work, progress, inputs)
+    apart = opening + replaying + first.beyond(sum(timed) / len(timed))
+    apart += _evaluating(work, progress) + _saving(work, progress, inputs)
     mean = sum(_unique(work, step) for step in looked_at) / len(looked_at)
     low, middle, high = (
         apart + work.steps * mean * rate
@@ -127,20 +130,39 @@ def _unique(work: Work, step: int) -> int:
     return unique_tokens(work.batch(step))
 
 
+@dataclass(frozen=True)
+class _First:
+    """What the first steps took: compiling and all else that is done once is among it."""
+
+    seconds: float
+    unique_tokens: int
+
+    def beyond(self, rate: float) -> float:
+        """Seconds that later steps do not take, at so many for each unique token."""
+        return max(0.0, self.seconds - rate * self.unique_tokens)
+
+
 def _warmed_up(
     work: Work, progress: Progress, steps: Sequence[int]
-) -> Generator[Shrunk, None, Progress]:
-    """Do the step with the largest pass of all; how the passes are cut so that it fits."""
+) -> Generator[Shrunk, None, tuple[Progress, _First]]:
+    """Do the steps with the largest pass of all and with the smallest; how passes are cut to fit.
+
+    Two, since what compiles may do so again at its second length.
+    """
 
     def largest(step: int) -> int:
         every = passes(work.batch(step), progress.micro_batch_tokens)
         return max(unique_tokens([(sample,) for sample in samples]) for samples in every)
 
-    heaviest = max(steps, key=largest)
-    while work.step(heaviest, progress.micro_batch_tokens) is None:
-        progress = work.shrink(heaviest, progress)
-        yield Shrunk(heaviest, progress.micro_batch_tokens, progress.recomputed_layers)
-    return progress
+    sizes = {step: largest(step) for step in steps}
+    ends = (max(steps, key=sizes.__getitem__), min(steps, key=sizes.__getitem__))
+    begun = time.perf_counter()
+    for step in ends:
+        while work.step(step, progress.micro_batch_tokens) is None:
+            progress = work.shrink(step, progress)
+            yield Shrunk(step, progress.micro_batch_tokens, progress.recomputed_layers)
+    seconds = time.perf_counter() - begun
+    return progress, _First(seconds, sum(_unique(work, step) for step in ends))
 
 
 def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
