@@ -1,10 +1,10 @@
 """Any accepted form becomes one clean file of messages, whole or split in two."""
 
 import json
-import random
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,13 @@ def chosen_questions(
 
     Their rows are about `share` of all, and about `most` at most. One question is always left.
     """
+    from tunesmith.data.shuffle import shuffled
+
     rows = sum(times)
     wanted = max(1, round(share * rows)) if share > 0 else 0
     wanted = wanted if most is None else min(wanted, most)
-    places = list(range(len(times)))
-    random.Random(seed).shuffle(places)
     chosen: list[int] = []
-    for place in places[:-1]:
+    for place in islice(shuffled(len(times), seed), max(0, len(times) - 1)):
         if wanted <= 0:
             break
         if times[place] <= wanted or not chosen:

@@ -22,13 +22,18 @@ def choose_device(wanted: str) -> torch.device:
         "cpu": True,
     }
     if wanted == "auto":
-        return torch.device(next(name for name, here in available.items() if here))
+        wanted = next(name for name, here in available.items() if here)
     if not available[wanted]:
         raise TrainingError(
             t("--device {device}: PyTorch finds no such device here; leave the flag out or see "
               "`tunesmith doctor`.", device=wanted)
         )  # fmt: skip
-    return torch.device(wanted)
+    # Some of PyTorch's functions for a GPU's memory want to hear which.
+    return (
+        torch.device(wanted, torch.cuda.current_device())
+        if wanted == "cuda"
+        else torch.device(wanted)
+    )
 
 
 def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:

@@ -226,18 +226,21 @@ def _code() -> str:
 
 def _held_out(table: Table, settings: TrainSettings) -> NDArray[np.bool_]:
     """Which rows to hold out; where few different questions are asked, none."""
-    _, first, question, times = np.unique(
-        table.rows["question"], return_index=True, return_inverse=True, return_counts=True
-    )
+    asked = table.rows["question"]
+    order = np.argsort(asked)
+    starts = np.flatnonzero(np.diff(asked[order], prepend=~asked[order[:1]]))
+    times = np.diff(starts, append=len(asked))
     if len(times) < MIN_QUESTIONS_TO_SPLIT:
-        return np.zeros(len(table.rows), np.bool_)
-    order = np.argsort(first)  # as they are met
+        return np.zeros(len(asked), np.bool_)
+    met = np.argsort(np.minimum.reduceat(order, starts))  # the questions as they are met
     chosen = chosen_questions(
-        times[order].tolist(), settings.holdout, seed=settings.seed, most=MOST_HELD_OUT
+        times[met].tolist(), settings.holdout, seed=settings.seed, most=MOST_HELD_OUT
     )
     is_chosen = np.zeros(len(times), np.bool_)
-    is_chosen[order[chosen]] = True
-    return is_chosen[question]
+    is_chosen[met[chosen]] = True
+    held_out = np.empty(len(asked), np.bool_)
+    held_out[order] = np.repeat(is_chosen, times)
+    return held_out
 
 
 def _systems(table: Table, rows: NDArray[np.bool_]) -> tuple[str | None, ...]:
