@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 AT_ONCE = 4096  # entries that are followed together
+DRAWS = 1 << 15  # that are looked at together
 PLACE = (1 << 32) - 1
 
 Numbers = NDArray[np.int64]
@@ -54,8 +55,8 @@ def _partners(count: int, seed: int) -> Numbers:
     while place > 0:
         bits = (place + 1).bit_length()
         wanted = place + 2 - max(2, 1 << (bits - 1))  # places with as many bits
-        if len(words) < wanted:
-            words = np.append(words, _words(rng, 2 * wanted))
+        if not len(words):
+            words = _words(rng, min(2 * wanted, DRAWS))
         draws = (words >> np.uint32(32 - bits)).astype(np.int64)
         taken = np.flatnonzero(_is_taken(draws, place))[:wanted]
         partners[place - np.arange(len(taken))] = draws[taken]
