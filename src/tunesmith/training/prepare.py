@@ -7,6 +7,7 @@ found again as long as the files and what they are rendered with stay the same.
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
@@ -106,11 +107,15 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
         )  # fmt: skip
     files = [*settings.data, *settings.eval_data]
     require_files(files)
-    hashes = dict(zip(files, file_hashes(files), strict=True))
-    table = _table(settings.data, settings.eval_data, hashes, settings, tokenizer)
+    with ThreadPoolExecutor(1) as thread:
+        expected = thread.submit(_expected, files)  # takes about as long as the hashes
+        hashes = dict(zip(files, file_hashes(files), strict=True))
+    table = _table(
+        settings.data, settings.eval_data, hashes, settings, tokenizer, expected.result()
+    )
     trained = np.ones(len(table.rows), np.bool_)
     if settings.eval_data:
-        other = _table(settings.eval_data, (), hashes, settings, tokenizer)
+        other = _table(settings.eval_data, (), hashes, settings, tokenizer, {})
         held_out = np.ones(len(other.rows), np.bool_)
     else:
         other, held_out = table, _held_out(table, settings)
@@ -143,6 +148,7 @@ def _table(
     hashes: Mapping[Path, str],
     settings: TrainSettings,
     tokenizer: ChatTokenizer,
+    opened: Mapping[Path, Table],
 ) -> Table:
     """All rows of the files; those of `held_out` must not be asked in them."""
 
@@ -166,7 +172,26 @@ def _table(
                 raise DataError(t("{path} was changed while it was read; start again.", path=file))
 
     sources = [[(file.suffix, hashes[file]) for file in some] for some in (files, held_out)]
-    return _cached(_key(sources, settings, tokenizer), make)
+    folder = _tables() / f"{_size(every)}-{_key(sources, settings, tokenizer)}"
+    return _cached(folder, make, opened.get(folder))
+
+
+def _expected(files: Sequence[Path]) -> dict[Path, Table]:
+    """The table last used of those made of as many bytes, opened: most likely it is wanted."""
+    try:
+        folders = sorted(_tables().glob(f"{_size(files)}-*"), key=lambda one: one.stat().st_mtime)
+    except OSError:  # another process clears up, or a file is gone: told where it is read
+        return {}
+    tables = {folder: Table.opened(folder) for folder in folders[-1:]}
+    return {folder: table for folder, table in tables.items() if table is not None}
+
+
+def _tables() -> Path:
+    return cache_dir() / "samples"
+
+
+def _size(files: Sequence[Path]) -> int:
+    return sum(file.stat().st_size for file in files)
 
 
 def _chunks(rows: Iterator[Row | Finding]) -> Iterator[Chunk]:
@@ -192,9 +217,8 @@ def _sound(done: Iterable[Rendered], broken: Flag, files: Sequence[Path]) -> Ite
         raise refusal
 
 
-def _cached(key: str, make: Callable[[Path], None]) -> Table:
-    folder = cache_dir() / "samples" / key
-    table = Table.opened(folder)
+def _cached(folder: Path, make: Callable[[Path], None], opened: Table | None) -> Table:
+    table = opened or Table.opened(folder)
     if table is None:
         made_once(folder, make, is_whole=lambda made: Table.opened(made) is not None)
         keep_newest(folder.parent, TABLES_KEPT)
