@@ -1,6 +1,7 @@
 """`train` and `plan`: settings from flags and recipe, events to the screen, curves to the run."""
 
 import shlex
+import time
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -58,11 +59,14 @@ def plan(
     json: Annotated[bool, Parameter(help="Print each event as a JSON line.", negative=())] = False,
 ) -> None:
     """Do a few steps, and say what all of them would take."""
+    import psutil
+
     from tunesmith.apps.terminal import TrainingTerminal, print_event
     from tunesmith.training.forecast import Forecast, forecast
 
+    imports = time.time() - psutil.Process().create_time()
     with TrainingTerminal() as display:
-        for event in forecast(settings or TrainSettings()):
+        for event in forecast(settings or TrainSettings(), before=imports):
             if json:
                 print_event(event)
             elif isinstance(event, Forecast):

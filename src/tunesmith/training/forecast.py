@@ -38,9 +38,8 @@ LOOKED_AT = 200  # steps whose tokens are counted
 class Forecast:
     """What the whole training takes; times in seconds, memory in bytes.
 
-    `seconds` is everything from reading the data to the adapter, and lies between `low` and
-    `high` if the steps that were timed are typical. `memory` is the peak of the GPU's, else of
-    the process's.
+    `seconds` is everything to the adapter, and lies between `low` and `high` if the steps that
+    were timed are typical. `memory` is the peak of the GPU's, else of the process's.
     """
 
     seconds: float
@@ -51,10 +50,13 @@ class Forecast:
     memory: int
 
 
-def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Shrunk | Forecast]:
+def forecast(
+    settings: TrainSettings, *, before: float = 0.0
+) -> Iterator[Replaying | Planned | Shrunk | Forecast]:
     """Do a few steps of the training and tell what all of them take. Nothing is kept.
 
     The step with the largest pass is among them, so that the memory is the whole training's.
+    `before` is what the training takes before it reads the data, such as imports, in seconds.
 
     Raises:
         TunesmithError: Whatever would keep the training itself from beginning.
@@ -62,7 +64,7 @@ def forecast(settings: TrainSettings) -> Iterator[Replaying | Planned | Shrunk |
     begun = time.perf_counter()
     inputs = read_inputs(settings)
     model = load(inputs)
-    opening = time.perf_counter() - begun
+    opening = before + time.perf_counter() - begun
     replayed, replaying = yield from _replay(inputs, model)
     begun = time.perf_counter()
     groups = Groups(inputs.data.train, replayed)
