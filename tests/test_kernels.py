@@ -33,24 +33,67 @@ def test_swiglu_and_its_gradients_with_lora_on_the_way() -> None:
 
     torch.manual_seed(0)
     rows, width = 70, 200
-    gate, up, gradient = (random(rows, width) for _ in range(3))
-    inner, b = (random(rows, 8), random(rows, 4)), (random(width, 8), random(width, 4))
+    wide, gradient = random(rows, 2 * width), random(rows, width)
+    inner, b = random(rows, 12), random(2 * width, 12)
     of_down, a_down = random(rows, 8), random(8, width)
-    scales = (0.5, 2.0)
-    whole = [
-        (base.double() + scale * low.double() @ high.double().T).requires_grad_()
-        for base, scale, low, high in zip((gate, up), scales, inner, b, strict=True)
-    ]
-    expected = silu(whole[0]) * whole[1]
+    whole = (wide.double() + inner.double() @ b.double().T).requires_grad_()
+    expected = silu(whole[:, :width]) * whole[:, width:]
     outer = gradient.double() + of_down.double() @ a_down.double()
     torch.autograd.backward(expected, outer)
 
     expected = expected.detach()
-    assert distance(swiglu(gate, up, inner, b, scales), expected) < 0.004
-    found = swiglu_backward(gradient, of_down, a_down, gate, up, inner, b, scales)
-    for ours, theirs in zip(found, (whole[0].grad, whole[1].grad, expected), strict=True):
-        assert theirs is not None
-        assert distance(ours, theirs) < 0.004
+    assert distance(swiglu(wide, inner, b), expected) < 0.004
+    of_wide, again = swiglu_backward(gradient, of_down, a_down, wide, inner, b)
+    assert whole.grad is not None
+    assert distance(of_wide, whole.grad) < 0.004
+    assert distance(again, expected) < 0.004
+
+
+@needs_gpu
+def test_what_is_too_small_for_a_rounding_is_added_by_chance() -> None:
+    from tunesmith.training.kernels.float8 import add_low_rank_
+
+    torch.manual_seed(0)
+    y, inner, b = 100 * random(500, 300), 0.01 * random(500, 5), random(5, 300).T
+    low = inner.double() @ b.double().T
+    bias = random(300)
+
+    def added(found: torch.Tensor) -> float:
+        return float(((found.double() - y.double()) * low).sum() / (low * low).sum())
+
+    assert added((y.double() + low).bfloat16()) < 0.3
+    assert abs(added(add_low_rank_(y.clone(), inner, b, None)) - 1) < 0.3
+    large = add_low_rank_(y.clone(), 10_000 * inner, b, bias)
+    assert distance(large, y.double() + 10_000 * low + bias.double()) < 0.005
+
+
+@needs_gpu
+@pytest.mark.parametrize("window", [None, 40])
+@pytest.mark.parametrize("sizes", [(256, 256), (256, 100), (300,)])
+@pytest.mark.parametrize("share", [False, True])
+def test_attention_of_segments(sizes: tuple[int, ...], share: bool, window: int | None) -> None:
+    """One operator for all segments says what the plain lines say for each."""
+    from tunesmith.data.packs import Sample, pack
+    from tunesmith.training.forward import PackAttention, packed_attention
+
+    torch.manual_seed(0)
+    ids = [torch.randint(50, (size,)).tolist() for size in sizes]
+    stem = tuple(ids[0][:90]) if share else ()
+    samples = [Sample((*stem, *row), (True,) * (len(stem) + len(row))) for row in ids]
+    packed = pack(samples)
+    shape = (1, len(packed.tokens))
+    q, k, v = (random(*shape, heads, 64).transpose(1, 2).requires_grad_() for heads in (6, 2, 2))
+    outer = random(*shape, 6, 64)
+    found = []
+    for lengths in (True, False):
+        said = PackAttention(packed.segments, GPU)
+        said.lengths = said.lengths if lengths else None
+        y, _ = packed_attention(
+            torch.nn.Module(), q, k, v, None, pack_attention=said, sliding_window=window
+        )
+        found.append([y.detach(), *torch.autograd.grad(y, (q, k, v), outer)])
+    for ours, plain in zip(*found, strict=True):
+        assert distance(ours, plain) < 0.01
 
 
 @needs_gpu
@@ -72,7 +115,7 @@ def test_a_model_through_the_kernels_has_the_same_gradients(
     """Bounds: two products in bf16 differ by a hundredth here, e4m3 keeps three bits."""
     from transformers import AutoModelForCausalLM
 
-    from tunesmith.training.kernels.fuse import to_float8, use_kernels
+    from tunesmith.training.kernels.fuse import Stack, to_float8, use_kernels
     from tunesmith.training.lora import add_lora, trainable
 
     auto: Any = AutoModelForCausalLM
@@ -96,6 +139,7 @@ def test_a_model_through_the_kernels_has_the_same_gradients(
     if float8:
         to_float8(model)
     assert any(type(part).__mro__[1].__name__ == "KernelMlp" for part in model.modules())
+    assert max(len(part.layers) for part in model.modules() if isinstance(part, Stack)) == 3
     assert distance(gradients(), expected) < bound
     with model.disable_adapter(), torch.no_grad():
         assert torch.isfinite(model(input_ids=ids).logits).all()

@@ -4,12 +4,13 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx.experimental._config
 from transformers import AttentionInterface
 
 from tunesmith.config import TrainSettings
 from tunesmith.training.device import can_compile
 from tunesmith.training.events import Planned
-from tunesmith.training.forward import ATTENTION, packed_attention
+from tunesmith.training.forward import ATTENTION, by_lengths, packed_attention
 from tunesmith.training.memory import layers_of
 
 if TYPE_CHECKING:
@@ -29,8 +30,13 @@ def compile_if_it_pays(settings: TrainSettings, model: "PeftModel", planned: Pla
 
 def compile_layers(model: "PeftModel") -> None:
     """Compile a layer, once for all of them and for every length of a pack."""
-    outside: Any = torch.compiler.disable
-    AttentionInterface.register(ATTENTION, outside(packed_attention))
+    if not by_lengths(model.get_base_model()):
+        outside: Any = torch.compiler.disable
+        AttentionInterface.register(ATTENTION, outside(packed_attention))
+    # Else what is as long as something else in the first pack would be taken to be so in all.
+    torch.fx.experimental._config.use_duck_shape = False
+    # Else the first layer, to which nothing flows back, would be compiled apart.
+    model.get_base_model().enable_input_require_grads()
     for layer in layers_of(model):
         layer.compile(dynamic=True)
 

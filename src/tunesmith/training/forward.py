@@ -6,9 +6,6 @@ transformers owns the model; we plug in at two documented seams: a named attenti
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from functools import cache
-from inspect import signature
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +16,7 @@ from tunesmith.data.packs import Pack, Sample, Segment, pack
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
 from tunesmith.training.head import Head, Targets
+from tunesmith.training.kernels.attention import Lengths, segments_attention
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,48 +26,13 @@ HALF = (torch.bfloat16, torch.float16)
 ROUND = 256  # tokens
 
 
-@dataclass(frozen=True)
-class Lengths:
-    """A pack as kernels for variable lengths want it, on their device.
-
-    Attributes:
-        queries, keys: Where each segment's queries and its path's keys begin; int32 (S + 1,).
-        longest_query, longest_key: Of one segment, in tokens.
-        gather: Which tokens are the keys, one path behind another; None if each is read once.
-        alike: Whether all have one length, and a round one: cuDNN plans a second for a new length.
-    """
-
-    queries: Tensor
-    keys: Tensor
-    longest_query: int
-    longest_key: int
-    gather: Tensor | None
-    alike: bool
-
-
 class PackAttention:
-    """The segments of a pack, and the masks and lengths its layers share."""
+    """The segments of a pack, and the masks its layers share; on a GPU their lengths."""
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments = segments
+        self.lengths = _lengths(segments, device) if device.type == "cuda" else None
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
-        self._lengths: Lengths | None = None
-
-    def lengths(self, device: torch.device) -> Lengths:
-        """The segments as lengths."""
-        if self._lengths is None:
-            own = [segment.stop - segment.start for segment in self.segments]
-            seen = [sum(own[node] for node in segment.path) for segment in self.segments]
-            gather = None
-            if own != seen:
-                runs = [self.segments[node] for one in self.segments for node in one.path]
-                ranges = [torch.arange(run.start, run.stop) for run in runs]
-                gather = torch.cat(ranges).to(device, non_blocking=True)
-            alike = own == seen and len(set(own)) == 1 and own[0] % ROUND == 0
-            self._lengths = Lengths(
-                _starts(own, device), _starts(seen, device), max(own), max(seen), gather, alike
-            )
-        return self._lengths
 
     def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
         """Which keys each query sees, aligned at the bottom right: bool (queries, keys)."""
@@ -101,9 +64,10 @@ def packed_attention(
 
     The signature is that of transformers' attention functions, `pack_attention` besides.
     """
-    if query.is_cuda and query.dtype in HALF and softcap is None and not dropout:
-        lengths = pack_attention.lengths(query.device)
-        return _flash(query, key, value, lengths, scaling, sliding_window), None
+    lengths = pack_attention.lengths
+    if lengths is not None and query.dtype in HALF and softcap is None and not dropout:
+        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+        return segments_attention(query, key, value, lengths, scale, sliding_window), None
     groups = query.shape[1] // key.shape[1]
     sizes = [segment.stop - segment.start for segment in pack_attention.segments]
     # Split once: a slice for each segment would fill a whole gradient with zeros each.
@@ -157,7 +121,7 @@ def _inputs(packed: Pack, device: torch.device) -> dict[str, Any]:
     return {
         "input_ids": torch.tensor([packed.tokens], device=device),  # (1, U)
         "position_ids": torch.tensor([packed.positions], device=device),  # (1, U)
-        "pack_attention": PackAttention(packed.segments),
+        "pack_attention": PackAttention(packed.segments, device),
         "use_cache": False,
     }
 
@@ -223,6 +187,14 @@ def arithmetic(model: "PreTrainedModel") -> AbstractContextManager[Any]:
     return torch.autocast(model.device.type, torch.bfloat16)
 
 
+def by_lengths(model: "PreTrainedModel") -> bool:
+    """Whether one kernel reads all segments of a pack: a GPU's, in 16 bits, for plain scores."""
+    config: Any = model.config
+    plain = getattr(config, "attn_logit_softcapping", None) is None
+    dropout = getattr(config, "attention_dropout", 0.0)
+    return model.device.type == "cuda" and model.dtype in HALF and plain and not dropout
+
+
 def register_attention() -> None:
     """Make `attn_implementation=ATTENTION` known to transformers; doing it twice is harmless."""
     from transformers import AttentionInterface
@@ -230,63 +202,18 @@ def register_attention() -> None:
     AttentionInterface.register(ATTENTION, packed_attention)
 
 
-def _flash(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    lengths: Lengths,
-    scaling: float | None,
-    window: int | None,
-) -> Tensor:
-    """One kernel for all segments, causal from the bottom right; returns (1, U, H, d)."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    if lengths.alike and window is None:
-        return _alike(query, key, value, lengths, scaling)
-    q, k, v = (one[0].transpose(0, 1) for one in (query, key, value))  # (U, heads, d)
-    if lengths.gather is not None:
-        k, v = k[lengths.gather], v[lengths.gather]
-    output: Any = varlen_attn(
-        q,
-        k,
-        v,
-        lengths.queries,
-        lengths.keys,
-        lengths.longest_query,
-        lengths.longest_key,
-        scale=scaling,
-        window_size=(-1 if window is None else window - 1, 0),
-        **_grouped(),
-    )
-    whole: Tensor = output[None]
-    return whole
-
-
-def _alike(
-    query: Tensor, key: Tensor, value: Tensor, lengths: Lengths, scaling: float | None
-) -> Tensor:
-    """Segments of one length as a batch, which cuDNN does in half the time of flash."""
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
-    length, d = lengths.longest_query, query.shape[3]
-    q, k, v = (
-        one[0].reshape(one.shape[1], -1, length, d).transpose(0, 1) for one in (query, key, value)
-    )  # (segments, heads, length, d)
-    best = [SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, SDPBackend.MATH]
-    with sdpa_kernel(best, set_priority=True):
-        output = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scaling, enable_gqa=True
-        )
-    return output.transpose(1, 2).flatten(0, 1)[None]
-
-
-@cache
-def _grouped() -> dict[str, Any]:
-    """PyTorch asks before it lets query heads share keys since 2.12; 2.11 knows no such flag."""
-    from torch.nn.attention.varlen import varlen_attn
-
-    known = "enable_gqa" in signature(varlen_attn).parameters
-    return {"enable_gqa": True} if known else {}
+def _lengths(segments: Sequence[Segment], device: torch.device) -> Lengths:
+    own = [segment.stop - segment.start for segment in segments]
+    seen = [sum(own[node] for node in segment.path) for segment in segments]
+    alike = own == seen and len(set(own)) == 1 and own[0] % ROUND == 0
+    starts = _starts(own, device)
+    gather = starts.long()
+    if own != seen:
+        runs = [segments[node] for one in segments for node in one.path]
+        ranges = [torch.arange(run.start, run.stop) for run in runs]
+        gather = torch.cat(ranges).to(device, non_blocking=True)
+    sizes = torch.tensor([max(own), max(seen), alike, own != seen])
+    return Lengths(starts, _starts(seen, device), gather, sizes)
 
 
 def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:

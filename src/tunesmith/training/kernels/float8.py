@@ -4,6 +4,9 @@ Each row of the weight has its scale, and so has each row of what it is multipli
 newer. Only one set of values is kept: for the way back the weight is turned, not rounded again.
 """
 
+from functools import cache
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -13,24 +16,19 @@ HIGHEST = 448.0  # of e4m3
 
 
 class Float8Linear(nn.Linear):
-    """Takes the place of an `nn.Linear` that is not trained; its weight keeps the shape (out, in).
+    """Takes the place of an `nn.Linear` that is not trained; the weight keeps the shape (out, in).
 
-    Attributes:
-        row_scale: What each row of the weight is multiplied with, (out,) float32.
-        turned: The weight's values as (in, out), for the gradient of the input.
+    `row_scale` is what each row of the weight is multiplied with, (out,) float32.
     """
 
     row_scale: Tensor
-    turned: Tensor
 
-    def __init__(self, layer: nn.Linear) -> None:
-        out_features, in_features = layer.weight.shape
+    def __init__(self, values: Tensor, row_scale: Tensor, bias: Any) -> None:
+        out_features, in_features = values.shape
         super().__init__(in_features, out_features, bias=False, device="meta")
-        values, scale = quantise_rows(layer.weight.detach())
         self.weight = nn.Parameter(values, requires_grad=False)
-        self.bias = layer.bias
-        self.register_buffer("row_scale", scale[:, 0], persistent=False)
-        self.register_buffer("turned", values.T.contiguous(), persistent=False)
+        self.bias = bias
+        self.register_buffer("row_scale", row_scale, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, out) in bf16."""
@@ -52,10 +50,27 @@ def product(rows: Tensor, weight: Tensor, row_scale: Tensor) -> Tensor:
 def product_back(of_y: Tensor, turned: Tensor, row_scale: Tensor) -> Tensor:
     """of_y · weight in bf16; of_y (M, out) bf16, turned (in, out) fp8, row_scale (out,)."""
     values, scale = quantise_rows(of_y, row_scale)
-    ones = torch.ones(1, len(turned), device=of_y.device)
+    ones = _ones(len(turned), of_y.device)
     return torch._scaled_mm(
         values, turned.T, scale, ones, out_dtype=torch.bfloat16, use_fast_accum=True
     )
+
+
+def add_low_rank_(y: Tensor, inner: Tensor, b: Tensor, bias: Tensor | None) -> Tensor:
+    """y += inner bᵀ + bias in place; y (M, N) bf16, inner (M, r), b (N, r) however it lies.
+
+    Rounded up or down by chance, in proportion. Rounded to the nearest, what LoRA has learnt in its
+    first steps would be lost: less than half the last bit of y. The chance is that of the place.
+    """
+    rows, width = y.shape
+    rank = b.shape[1]
+    grid = (triton.cdiv(rows, ROWS), triton.cdiv(width, COLUMNS))
+    _add_low_rank[grid](
+        y, inner, b, y if bias is None else bias, rows, width, rank, *b.stride(),
+        BIASED=bias is not None, RANK=triton.next_power_of_2(max(16, rank)),
+        ROWS=ROWS, COLUMNS=COLUMNS,
+    )  # fmt: skip
+    return y
 
 
 def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -64,11 +79,20 @@ def quantise_rows(x: Tensor, column_scale: Tensor | None = None) -> tuple[Tensor
     values = torch.empty(rows, width, dtype=torch.float8_e4m3fn, device=x.device)
     scale = torch.empty(rows, 1, dtype=torch.float32, device=x.device)
     columns = x if column_scale is None else column_scale
+    size = triton.next_power_of_2(width)
     _quantise[(rows,)](
-        x, columns, values, scale, HIGHEST, WIDTH=width, COLUMNS=triton.next_power_of_2(width),
-        SCALED=column_scale is not None, num_warps=16 if width > 8192 else 4,
+        x, columns, values, scale, HIGHEST, WIDTH=width, COLUMNS=size,
+        SCALED=column_scale is not None, num_warps=min(32, max(4, size // 2048)),
     )  # fmt: skip
     return values, scale
+
+
+ROWS, COLUMNS = 32, 128
+
+
+@cache
+def _ones(width: int, device: torch.device) -> Tensor:
+    return torch.ones(1, width, device=device)
 
 
 @triton.jit
@@ -85,3 +109,30 @@ def _quantise(x, column_scale, values, scale, highest,
     tl.store(
         values + row * WIDTH + columns, (found * (highest / largest)).to(tl.float8e4nv), inside
     )
+
+
+@triton.jit
+def _add_low_rank(y, inner, b, bias, m, n, rank, b_row, b_column, BIASED: tl.constexpr,
+                  RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
+    rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
+    r = tl.arange(0, RANK)
+    left = tl.load(
+        inner + rows[:, None] * rank + r[None, :], (rows[:, None] < m) & (r < rank)[None, :], 0.0
+    )
+    right = tl.load(
+        b + columns[None, :] * b_row + r[:, None] * b_column,
+        (columns[None, :] < n) & (r < rank)[:, None],
+        0.0,
+    )
+    place = rows[:, None].to(tl.int64) * n + columns[None, :]
+    inside = (rows[:, None] < m) & (columns[None, :] < n)
+    found = tl.load(y + place, inside, 0.0).to(tl.float32) + tl.dot(left, right)
+    if BIASED:
+        found += tl.load(bias + columns, columns < n, 0.0).to(tl.float32)[None, :]
+    # A hash of the place is added below bf16's last bit, and what is below is cut off.
+    chance = rows.to(tl.uint32)[:, None] * 0x9E3779B1 + columns.to(tl.uint32)[None, :] * 0x85EBCA77
+    chance = (chance ^ (chance >> 16)) * 0x7FEB352D
+    chance = (chance ^ (chance >> 15)) * 0x846CA68B
+    bits = found.to(tl.uint32, bitcast=True) + ((chance >> 16) & 0xFFFF)
+    tl.store(y + place, (bits >> 16).to(tl.uint16).to(tl.bfloat16, bitcast=True), inside)

@@ -1,5 +1,6 @@
 """Put the kernels where they compute what the model's own layers compute."""
 
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -7,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from tunesmith.training.fused import FusedLinear
-from tunesmith.training.kernels.float8 import Float8Linear
+from tunesmith.training.kernels.float8 import Float8Linear, quantise_rows
 from tunesmith.training.kernels.lora import LoraLinear, LoraMlp
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-PARTS = ("gate_proj", "up_proj", "down_proj")
+READ_THE_SAME = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 def use_kernels(model: "PeftModel") -> None:
@@ -24,44 +25,127 @@ def use_kernels(model: "PeftModel") -> None:
     for module in model.modules():
         if type(module) is FusedLinear:
             module.__class__ = KernelLinear
+    for module in list(model.modules()):
+        for names in READ_THE_SAME:
+            layers: Any = [getattr(module, name, None) for name in names]
+            if all(isinstance(layer, KernelLinear) for layer in layers):
+                Stack.join(layers)
+    for module in list(model.modules()):
+        if isinstance(module, KernelLinear) and not module.joined:
+            Stack.join([module])
     for module in model.modules():
-        if all(isinstance(getattr(module, part, None), KernelLinear) for part in PARTS):
+        stack = getattr(getattr(module, "gate_proj", None), "stack", None)
+        if isinstance(stack, Stack) and len(stack.layers) == 2:
             _take_mlp(module)
 
 
 def to_float8(model: "PeftModel") -> None:
     """Keep the frozen weights below LoRA in fp8, after `use_kernels`."""
     for module in list(model.modules()):
-        if isinstance(module, KernelLinear):
-            weight = module.base_layer.weight
-            if all(size % 16 == 0 for size in weight.shape):  # the tensor cores' step
-                module.base_layer = Float8Linear(module.base_layer)
+        if isinstance(module, Stack):
+            module.to_float8()
     torch.cuda.empty_cache()
 
 
 class KernelLinear(FusedLinear):
-    """PEFT's LoRA layer through `LoraLinear` wherever its one adapter is on."""
+    """PEFT's LoRA layer; the first of those that read the same computes for all of them.
+
+    Attributes:
+        stack: Of the first, they as one.
+        joined: Whether it is in a stack, of its own or another's.
+        given: Of the others, what was read and what the first has computed from it.
+    """
+
+    stack: "Stack | None"
+    joined = False
+    given: tuple[Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """Return (…, out) for x (…, in)."""
-        if args or kwargs or not is_on(self):
+        given, self.given = self.given, None
+        if given is not None and given[0] is x and not (args or kwargs):
+            return given[1]
+        stack = self.stack
+        if stack is None or args or kwargs or not stack.is_on():
             plain: Tensor = super().forward(x, *args, **kwargs)
             return plain
-        (name,) = self.lora_A
-        base = self.base_layer
-        output: Tensor = LoraLinear.apply(
-            x.to(torch.bfloat16), base.weight, getattr(base, "row_scale", None),
-            getattr(base, "turned", None), base.bias, self.lora_A[name].weight,
-            self.lora_B[name].weight, self.scaling[name],
-        )  # fmt: skip
+        first, *others = stack(x).split(stack.sizes, -1)
+        for layer, y in zip(stack.layers[1:], others, strict=True):
+            layer.given = (x, y)
+        output: Tensor = first
         return output
 
 
-def is_on(layer: KernelLinear) -> bool:
-    """Whether the layer is its base and one adapter without dropout."""
-    (name,) = layer.lora_A
-    dropout = layer.training and getattr(layer.lora_dropout[name], "p", 0.0)
-    return not (layer.disable_adapters or layer.merged or dropout)
+class Stack(nn.Module):
+    """LoRA layers that read the same, as one layer: their weights row behind row.
+
+    Attributes:
+        layers: They; their own weights are views of the one below.
+        sizes: How many rows each has.
+        weight: (out, in) in bf16, or in fp8.
+        row_scale: What each row of a weight in fp8 is multiplied with, (out,) float32.
+        turned: A weight in fp8 as (in, out), for the gradient of the input.
+        bias: (out,), zeros for layers without; None if all are.
+    """
+
+    weight: Tensor
+    row_scale: Tensor | None
+    turned: Tensor | None
+    bias: Tensor | None
+
+    def __init__(self, layers: Sequence[KernelLinear]) -> None:
+        super().__init__()
+        self.layers = tuple(layers)  # not a ModuleList: they live where the model has them
+        bases = [layer.base_layer for layer in layers]
+        self.sizes = [base.out_features for base in bases]
+        weights, biases = [base.weight.detach() for base in bases], None
+        if any(base.bias is not None for base in bases):
+            biases = torch.cat([_bias(base) for base in bases])
+        self.register_buffer(
+            "weight", weights[0] if len(weights) == 1 else torch.cat(weights), persistent=False
+        )
+        for name, value in (("bias", biases), ("row_scale", None), ("turned", None)):
+            self.register_buffer(name, value, persistent=False)
+        for base, rows in zip(bases, self.weight.split(self.sizes), strict=True):
+            base.weight.data = rows
+
+    @classmethod
+    def join(cls, layers: Sequence[KernelLinear]) -> None:
+        """Let the first of the layers compute for all, if they can be one."""
+        if len({layer.base_layer.in_features for layer in layers}) == 1:
+            for layer in layers:
+                layer.stack, layer.joined = None, True
+            layers[0].stack = cls(layers)
+
+    def is_on(self) -> bool:
+        """Whether each layer is its base and one adapter without dropout."""
+        return all(map(_is_on, self.layers))
+
+    def low(self) -> tuple[Tensor, Tensor]:
+        """LoRA's a (r, in) and b (out, r) of all, b times its scale, in bf16."""
+        parts = [(layer, next(iter(layer.lora_A))) for layer in self.layers]
+        a = [layer.lora_A[name].weight for layer, name in parts]
+        b = [layer.lora_B[name].weight * layer.scaling[name] for layer, name in parts]
+        if len(parts) > 1:
+            a, b = [torch.cat(a)], [torch.block_diag(*b)]
+        return a[0].to(torch.bfloat16), b[0].to(torch.bfloat16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return (…, out) for x (…, in), in bf16."""
+        output: Tensor = LoraLinear.apply(
+            x.to(torch.bfloat16), self.weight, self.row_scale, self.turned, self.bias, *self.low()
+        )
+        return output
+
+    def to_float8(self) -> None:
+        """Round the weight, each row to its own scale."""
+        if any(size % 16 for size in self.weight.shape):  # the tensor cores' step
+            return
+        values, scale = quantise_rows(self.weight)
+        self.weight, self.row_scale, self.turned = values, scale[:, 0], values.T.contiguous()
+        rows, scales = values.split(self.sizes), self.row_scale.split(self.sizes)
+        for layer, some, their in zip(self.layers, rows, scales, strict=True):
+            layer.base_layer = Float8Linear(some, their, layer.base_layer.bias)
 
 
 class KernelMlp(nn.Module):
@@ -69,20 +153,27 @@ class KernelMlp(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, D) for x (…, D)."""
-        layers: Any = [getattr(self, part) for part in PARTS]
-        if not all(is_on(layer) for layer in layers):
+        parts: Any = self
+        stacks: tuple[Stack, Stack] = (parts.gate_proj.stack, parts.down_proj.stack)
+        if not all(stack.is_on() for stack in stacks):
             plain: Tensor = super().forward(x)
             return plain
-        names = [next(iter(layer.lora_A)) for layer in layers]
-        bases = [layer.base_layer for layer in layers]
-        frozen = [base.weight for base in bases]
+        frozen = [stack.weight for stack in stacks]
         for part in ("row_scale", "turned"):
-            frozen += [getattr(base, part) for base in bases if hasattr(base, part)]
-        a = [layer.lora_A[name].weight for layer, name in zip(layers, names, strict=True)]
-        b = [layer.lora_B[name].weight for layer, name in zip(layers, names, strict=True)]
-        scales = tuple(layer.scaling[name] for layer, name in zip(layers, names, strict=True))
-        output: Tensor = LoraMlp.apply(x.to(torch.bfloat16), scales, len(frozen), *frozen, *a, *b)
+            frozen += [one for stack in stacks if (one := getattr(stack, part)) is not None]
+        a, b = zip(*(stack.low() for stack in stacks), strict=True)
+        output: Tensor = LoraMlp.apply(x.to(torch.bfloat16), len(frozen), *frozen, *a, *b)
         return output
+
+
+def _is_on(layer: KernelLinear) -> bool:
+    (name,) = layer.lora_A
+    dropout = layer.training and getattr(layer.lora_dropout[name], "p", 0.0)
+    return not (layer.disable_adapters or layer.merged or dropout)
+
+
+def _bias(layer: nn.Linear) -> Tensor:
+    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
 
 
 @cache
@@ -92,13 +183,15 @@ def _with_kernel(own: Any) -> Any:
 
 
 def _take_mlp(module: nn.Module) -> None:
-    layers: Any = [getattr(module, part) for part in PARTS]
+    parts: Any = module
+    stacks = (parts.gate_proj.stack, getattr(getattr(module, "down_proj", None), "stack", None))
     activation = getattr(module, "act_fn", None)
-    with_bias = any(layer.base_layer.bias is not None for layer in layers)
-    if with_bias or activation is None or not _is_silu(activation):
+    if any(stack is None or stack.bias is not None for stack in stacks) or activation is None:
+        return
+    if not _is_silu(activation):
         return
     own: Any = type(module)
-    x = torch.randn(32, layers[0].in_features, device=layers[0].base_layer.weight.device).bfloat16()
+    x = torch.randn(32, stacks[0].weight.shape[1], device=stacks[0].weight.device).bfloat16()
     with torch.no_grad():
         expected = module(x)
         module.__class__ = _with_kernel(own)

@@ -2,6 +2,7 @@
 
 The wide rows of an MLP cost more to move than to compute. So LoRA's low-rank part never becomes a
 tensor of its own: it is formed in registers where gate, up and the gradient are read anyway.
+Gate and up lie beside each other in one tensor (M, 2 N), and so do their b in (2 N, r).
 """
 
 import torch
@@ -12,41 +13,32 @@ from torch import Tensor
 ROWS, COLUMNS = 16, 128  # the fastest of twenty on an H100
 
 
-def swiglu(
-    gate: Tensor, up: Tensor, inner: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor],
-    scale: tuple[float, float],
-) -> Tensor:  # fmt: skip
-    """silu(gate + s₀ i₀ b₀ᵀ) · (up + s₁ i₁ b₁ᵀ).
+def swiglu(wide: Tensor, inner: Tensor, b: Tensor) -> Tensor:
+    """silu(gate) · up, of [gate, up] = wide + inner bᵀ.
 
-    Shapes: gate and up (M, N), inner (M, r) twice, b (N, r) twice; returns (M, N).
+    Shapes: wide (M, 2 N), inner (M, r), b (2 N, r); returns (M, N).
     """
-    output = torch.empty_like(gate)
-    _forward[_grid(gate)](
-        gate, up, inner[0], inner[1], b[0], b[1], output, *gate.shape, *scale,
-        *_ranks(b), RANK=_rank(*b), ROWS=ROWS, COLUMNS=COLUMNS,
-    )  # fmt: skip
+    rows, width = wide.shape[0], wide.shape[1] // 2
+    output = wide.new_empty(rows, width)
+    _forward[_grid(output)](
+        wide, inner, b, output, rows, width, b.shape[1], RANK=_rank(b), ROWS=ROWS, COLUMNS=COLUMNS
+    )
     return output
 
 
 def swiglu_backward(
-    gradient: Tensor, of_down: Tensor, a_down: Tensor, gate: Tensor, up: Tensor,
-    inner: tuple[Tensor, Tensor], b: tuple[Tensor, Tensor], scale: tuple[float, float],
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """The gradients of gate and up, and the output of `swiglu` again, in place of `gradient`.
+    gradient: Tensor, of_down: Tensor, a_down: Tensor, wide: Tensor, inner: Tensor, b: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The gradient of [gate, up], (M, 2 N), and the output of `swiglu` in place of `gradient`.
 
     The output's gradient is `gradient` (M, N) + of_down (M, r) a_down (r, N).
     """
-    of_gate, of_up = torch.empty_like(gate), torch.empty_like(up)
-    _backward[_grid(gate)](
-        gradient, of_down, a_down, gate, up, inner[0], inner[1], b[0], b[1], of_gate, of_up,
-        *gate.shape, *scale, a_down.shape[0], *_ranks(b),
-        RANK=_rank(a_down.T, *b), ROWS=ROWS, COLUMNS=COLUMNS,
+    of_wide = torch.empty_like(wide)
+    _backward[_grid(gradient)](
+        gradient, of_down, a_down, wide, inner, b, of_wide, *gradient.shape, a_down.shape[0],
+        b.shape[1], RANK=_rank(a_down.T, b), ROWS=ROWS, COLUMNS=COLUMNS,
     )  # fmt: skip
-    return of_gate, of_up, gradient
-
-
-def _ranks(b: tuple[Tensor, Tensor]) -> tuple[int, int]:
-    return b[0].shape[1], b[1].shape[1]
+    return of_wide, gradient
 
 
 def _rank(*matrices: Tensor) -> int:
@@ -55,35 +47,42 @@ def _rank(*matrices: Tensor) -> int:
     return rank
 
 
-def _grid(whole: Tensor) -> tuple[int, int]:
-    rows, columns = whole.shape
+def _grid(narrow: Tensor) -> tuple[int, int]:
+    rows, columns = narrow.shape
     return triton.cdiv(rows, ROWS), triton.cdiv(columns, COLUMNS)
 
 
 @triton.jit
-def _tile(start, width, inner, b, rows, columns, m, n,
-          scale, rank, RANK: tl.constexpr):  # fmt: skip
-    """One tile of start + scale · inner bᵀ, in float32; all lie row by row in memory."""
+def _tile(wide, left, b, offset, rows, columns, m, n, rank, RANK: tl.constexpr):
+    """One tile of wide + left bᵀ, in float32, its columns from `offset` on."""
     inside = (rows[:, None] < m) & (columns[None, :] < n)
-    base = tl.load(start + rows[:, None].to(tl.int64) * width + columns[None, :], inside, 0.0)
+    place = rows[:, None].to(tl.int64) * (2 * n) + offset + columns[None, :]
+    base = tl.load(wide + place, inside, 0.0)
     r = tl.arange(0, RANK)
-    left = tl.load(
-        inner + rows[:, None] * rank + r[None, :], (rows[:, None] < m) & (r < rank)[None, :], 0.0
-    )
     right = tl.load(
-        b + columns[None, :] * rank + r[:, None], (columns[None, :] < n) & (r < rank)[:, None], 0.0
+        b + (offset + columns[None, :]) * rank + r[:, None],
+        (columns[None, :] < n) & (r < rank)[:, None],
+        0.0,
     )
-    return base.to(tl.float32) + scale * tl.dot(left, right)
+    return base.to(tl.float32) + tl.dot(left, right)
 
 
 @triton.jit
-def _forward(gate, up, inner0, inner1, b0, b1, output,
-             m, n, scale0, scale1, rank0, rank1,
+def _narrow(low, rows, m, rank, RANK: tl.constexpr):
+    """Some rows of a (M, r) matrix, zeros behind them up to RANK."""
+    r = tl.arange(0, RANK)
+    inside = (rows[:, None] < m) & (r < rank)[None, :]
+    return tl.load(low + rows[:, None] * rank + r[None, :], inside, 0.0)
+
+
+@triton.jit
+def _forward(wide, inner, b, output, m, n, rank,
              RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
-    g = _tile(gate, n, inner0, b0, rows, columns, m, n, scale0, rank0, RANK)
-    u = _tile(up, n, inner1, b1, rows, columns, m, n, scale1, rank1, RANK)
+    left = _narrow(inner, rows, m, rank, RANK)
+    g = _tile(wide, left, b, 0, rows, columns, m, n, rank, RANK)
+    u = _tile(wide, left, b, n, rows, columns, m, n, rank, RANK)
     value = g * tl.sigmoid(g) * u
     place = rows[:, None].to(tl.int64) * n + columns[None, :]
     inside = (rows[:, None] < m) & (columns[None, :] < n)
@@ -91,28 +90,26 @@ def _forward(gate, up, inner0, inner1, b0, b1, output,
 
 
 @triton.jit
-def _backward(gradient, of_down, a_down, gate, up, inner0,
-              inner1, b0, b1, of_gate, of_up, m, n,
-              scale0, scale1, rank, rank0, rank1,
+def _backward(gradient, of_down, a_down, wide, inner, b, of_wide, m, n, rank_down, rank,
               RANK: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):  # fmt: skip
     rows = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     place = rows[:, None].to(tl.int64) * n + columns[None, :]
     inside = (rows[:, None] < m) & (columns[None, :] < n)
     r = tl.arange(0, RANK)
-    left = tl.load(
-        of_down + rows[:, None] * rank + r[None, :], (rows[:, None] < m) & (r < rank)[None, :], 0.0
-    )
     right = tl.load(
         a_down + r[:, None] * n + columns[None, :],
-        (columns[None, :] < n) & (r < rank)[:, None],
+        (columns[None, :] < n) & (r < rank_down)[:, None],
         0.0,
     )
-    d = tl.load(gradient + place, inside, 0.0).to(tl.float32) + tl.dot(left, right)
-    g = _tile(gate, n, inner0, b0, rows, columns, m, n, scale0, rank0, RANK)
-    u = _tile(up, n, inner1, b1, rows, columns, m, n, scale1, rank1, RANK)
+    low = _narrow(of_down, rows, m, rank_down, RANK)
+    d = tl.load(gradient + place, inside, 0.0).to(tl.float32) + tl.dot(low, right)
+    left = _narrow(inner, rows, m, rank, RANK)
+    g = _tile(wide, left, b, 0, rows, columns, m, n, rank, RANK)
+    u = _tile(wide, left, b, n, rows, columns, m, n, rank, RANK)
     gated = tl.sigmoid(g)
     kind = gradient.dtype.element_ty
-    tl.store(of_up + place, (d * g * gated).to(kind), inside)
-    tl.store(of_gate + place, (d * u * gated * (1 + g * (1 - gated))).to(kind), inside)
+    beside = place + rows[:, None].to(tl.int64) * n  # the same place in a row of 2 N
+    tl.store(of_wide + beside, (d * u * gated * (1 + g * (1 - gated))).to(kind), inside)
+    tl.store(of_wide + beside + n, (d * g * gated).to(kind), inside)
     tl.store(gradient + place, (g * gated * u).to(kind), inside)
