@@ -37,7 +37,7 @@ class Job:
     dropout: float
 
 
-def tutorial(job: Job, **arguments: Any) -> dict[str, Any]:
+def tutorial(job: Job, **more: Any) -> dict[str, Any]:
     """Trainer and PEFT as the tutorial writes them."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, DataCollatorForSeq2Seq
@@ -47,13 +47,13 @@ def tutorial(job: Job, **arguments: Any) -> dict[str, Any]:
     causal: Any = AutoModelForCausalLM
     model = causal.from_pretrained(job.model, dtype=getattr(torch, job.dtype), device_map=_device())
     model.enable_input_require_grads()
-    trainer = _watched()(
-        model=_with_lora(model, job),
-        args=_arguments(job, **arguments),
+    trainer = watched()(
+        model=with_lora(model, job),
+        args=arguments(job, **more),
         train_dataset=_rows(job, tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
     )
-    return _seen(trainer)
+    return seen(trainer)
 
 
 def liger(job: Job) -> dict[str, Any]:
@@ -81,13 +81,13 @@ def trl(job: Job) -> dict[str, Any]:
         }
         for row in _rows(job, tokenizer)
     ]
-    trainer = _watched(SFTTrainer)(
-        model=_with_lora(model, job),
-        args=_arguments(job, SFTConfig, max_length=job.max_length, completion_only_loss=True),
+    trainer = watched(SFTTrainer)(
+        model=with_lora(model, job),
+        args=arguments(job, SFTConfig, max_length=job.max_length, completion_only_loss=True),
         train_dataset=Dataset.from_list(rows),
         processing_class=tokenizer,
     )
-    return _seen(trainer)
+    return seen(trainer)
 
 
 def unsloth(job: Job) -> dict[str, Any]:
@@ -111,13 +111,13 @@ def unsloth(job: Job) -> dict[str, Any]:
         use_gradient_checkpointing="unsloth",
         random_state=SEED,
     )
-    trainer = _watched()(
+    trainer = watched()(
         model=_start(model, job),
-        args=_arguments(job, gradient_checkpointing=False),
+        args=arguments(job, gradient_checkpointing=False),
         train_dataset=_rows(job, tokenizer),
         data_collator=DataCollatorForSeq2Seq(tokenizer=tokenizer, padding=True),
     )
-    return _seen(trainer)
+    return seen(trainer)
 
 
 PEERS: dict[str, Callable[[Job], dict[str, Any]]] = {
@@ -153,7 +153,8 @@ def _rows(job: Job, tokenizer: Any) -> list[dict[str, Any]]:
     return [encode(row, tokenizer, job.system, job.max_length) for row in rows]
 
 
-def _with_lora(model: Any, job: Job) -> Any:
+def with_lora(model: Any, job: Job) -> Any:
+    """LoRA through PEFT, on all linear layers of a layer."""
     from peft import LoraConfig, TaskType, get_peft_model
 
     config = LoraConfig(
@@ -167,7 +168,9 @@ def _with_lora(model: Any, job: Job) -> Any:
 
 
 def _start(model: Any, job: Job) -> Any:
-    """The model with the adapter that all begin with."""
+    """The model with the adapter that all begin with, if there is one."""
+    if not job.initial:
+        return model
     from peft import set_peft_model_state_dict
     from safetensors.torch import load_file
 
@@ -175,7 +178,8 @@ def _start(model: Any, job: Job) -> Any:
     return model
 
 
-def _arguments(job: Job, kind: Any = None, **more: Any) -> Any:
+def arguments(job: Job, kind: Any = None, **more: Any) -> Any:
+    """Trainer's arguments for a job, of a class like TrainingArguments."""
     from transformers import TrainingArguments
 
     given: dict[str, Any] = {
@@ -195,7 +199,7 @@ def _arguments(job: Job, kind: Any = None, **more: Any) -> Any:
     return chosen(**given | more)
 
 
-def _watched(kind: Any = None) -> Any:
+def watched(kind: Any = None) -> Any:
     """A Trainer that notes the exact loss of each step and when it ended."""
     import torch
     from transformers import Trainer, TrainerCallback
@@ -228,7 +232,8 @@ def _watched(kind: Any = None) -> Any:
     return Watched
 
 
-def _seen(trainer: Any) -> dict[str, Any]:
+def seen(trainer: Any) -> dict[str, Any]:
+    """Train, and tell when each step ended, its loss, and the peak of memory."""
     import torch
 
     trainer.train()

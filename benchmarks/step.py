@@ -1,10 +1,12 @@
 """Time optimizer steps of a model of Qwen2-7B's shape with random weights, on one GPU.
 
     python benchmarks/step.py [--layers 28] [--base-dtype fp8] [--no-compile] [--recompute N]
+    python benchmarks/step.py --peer tutorial|liger
 
 `long`: 4 rows of 4096 tokens, all trained. `chat`: 64 rows of log-normal lengths (median 240), half
 of each trained. A step is done in --passes passes (2). Prints real tokens per second, the median of
-five steps, the peak of the GPU's memory, and what the first pass took, compiling included.
+five steps, the peak of the GPU's memory, and what the first step took, compiling included. A peer
+is Trainer and PEFT, four samples in a pass, checkpointing, dropout 0.1; two steps after the first.
 """
 
 import argparse
@@ -14,11 +16,14 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from itertools import pairwise
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM
 
+from peers import Job, arguments, seen, watched, with_lora
 from shapes import qwen2_7b
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
@@ -84,6 +89,29 @@ def step_seconds(
     return times[0], statistics.median(times[1:])
 
 
+def peer_seconds(layers: int, samples: Sequence[Sample], *, liger: bool) -> tuple[float, float]:
+    """The same of the tutorial's script, with Liger's kernels or without."""
+    with torch.device("cuda"):
+        auto: Any = AutoModelForCausalLM
+        model = auto.from_config(qwen2_7b(layers), dtype=torch.bfloat16)
+    model.enable_input_require_grads()
+    with TemporaryDirectory() as folder:
+        job = Job(
+            model="", rows=f"{folder}/rows", system="", initial="", samples=len(samples),
+            per_device=4, steps=3, max_length=4096, dtype="bfloat16", dropout=0.1,
+        )  # fmt: skip
+        trainer = watched()(
+            model=with_lora(model, job),
+            args=arguments(job, use_liger_kernel=liger),
+            train_dataset=[_labelled(sample) for sample in samples] * job.steps,
+            data_collator=_padded,
+        )
+        begun = time.perf_counter()
+        ends = [begun, *seen(trainer)["ends"]]
+    times = [after - before for before, after in pairwise(ends)]
+    return times[0], statistics.median(times[1:])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=28)
@@ -91,8 +119,17 @@ def main() -> None:
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--recompute", type=int, default=0, help="layers that recompute")
     parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--peer", choices=("tutorial", "liger"))
     options = parser.parse_args()
     rng = random.Random(0)
+    print(torch.cuda.get_device_name(), torch.__version__, vars(options))
+    if options.peer:
+        for name, rows in (("long", long_rows(rng, 1)[0]), ("chat", chat_rows(rng, 1)[0])):
+            torch.cuda.reset_peak_memory_stats()
+            random.Random(0).shuffle(rows)  # as they come, long beside short
+            took = peer_seconds(options.layers, rows, liger=options.peer == "liger")
+            report(name, [rows], *took)
+        return
     model = make_model(options.layers)
     use_kernels(model)
     model.train()
@@ -105,17 +142,39 @@ def main() -> None:
     recompute_activations(model, options.recompute)
     if options.compile:
         compile_layers(model)
-    print(torch.cuda.get_device_name(), torch.__version__, vars(options))
     for name, passes in kinds:
         torch.cuda.reset_peak_memory_stats()
-        first, seconds = step_seconds(model, head, passes)
-        tokens = sum(len(sample.input_ids) for samples in passes for sample in samples)
-        peak = torch.cuda.max_memory_allocated() / 2**30
-        print(
-            f"{name}: {tokens / seconds:,.0f} tokens/s, {seconds:.3f} s, peak {peak:.1f} GB, "
-            f"first step {first:.1f} s",
-            flush=True,
-        )
+        report(name, passes, *step_seconds(model, head, passes))
+
+
+def report(name: str, passes: Sequence[Sequence[Sample]], first: float, seconds: float) -> None:
+    tokens = sum(len(sample.input_ids) for samples in passes for sample in samples)
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    print(
+        f"{name}: {tokens / seconds:,.0f} tokens/s, {seconds:.3f} s, peak {peak:.1f} GB, "
+        f"first step {first:.1f} s",
+        flush=True,
+    )
+
+
+def _labelled(sample: Sample) -> dict[str, list[int]]:
+    pairs = zip(sample.input_ids, sample.trained, strict=True)
+    return {
+        "input_ids": list(sample.input_ids),
+        "labels": [token if trained else -100 for token, trained in pairs],
+    }
+
+
+def _padded(rows: list[dict[str, list[int]]]) -> dict[str, torch.Tensor]:
+    longest = max(len(row["input_ids"]) for row in rows)
+    columns = {
+        "input_ids": [row["input_ids"] + [0] * (longest - len(row["input_ids"])) for row in rows],
+        "labels": [row["labels"] + [-100] * (longest - len(row["labels"])) for row in rows],
+        "attention_mask": [
+            [1] * len(row["labels"]) + [0] * (longest - len(row["labels"])) for row in rows
+        ],
+    }
+    return {name: torch.tensor(column) for name, column in columns.items()}
 
 
 def _row(rng: random.Random, size: int, asked: int) -> Sample:

@@ -114,7 +114,7 @@ class Stack(nn.Module):
         """Let the first of the layers compute for all, if they can be one."""
         if len({layer.base_layer.in_features for layer in layers}) == 1:
             for layer in layers:
-                layer.stack, layer.joined = None, True
+                layer.stack, layer.joined, layer.given = None, True, None
             layers[0].stack = cls(layers)
 
     def is_on(self) -> bool:
