@@ -1,7 +1,7 @@
 """What a training will take, from a few of its own steps done on a model that is thrown away."""
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
@@ -29,9 +29,10 @@ from tunesmith.training.train import Work
 if TYPE_CHECKING:
     from peft import PeftModel
 
-TIMED = 4  # steps at least, after those that warm up
+TIMED = 5  # steps at least, after those that warm up
 TIMED_SECONDS = 10.0  # as many more as fit into it
 LOOKED_AT = 200  # steps whose tokens are counted
+AGAIN_BELOW = 3.0  # seconds: what takes less is done twice
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,10 @@ def _warmed_up(
 
 
 def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
-    """Seconds for each unique token, of some steps."""
+    """Seconds for each unique token, of some steps.
+
+    The slowest and the fastest fifth are left out: they tell of what else the machine did.
+    """
     rates: list[float] = []
     begun = time.perf_counter()
     for step in cycle(steps):
@@ -179,23 +183,30 @@ def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
         done = work.step(step, progress.micro_batch_tokens)
         if done is not None:
             rates.append(done.seconds / _unique(work, step))
-    return rates
+    out = len(rates) // 5
+    return sorted(rates)[out : len(rates) - out]
 
 
 def _evaluating(work: Work, progress: Progress) -> float:
     """Seconds of all looks at the held-out samples."""
-    if not work.held_out:
-        return 0.0
-    begun = time.perf_counter()
-    work.held_out_loss(progress.micro_batch_tokens)
-    return (time.perf_counter() - begun) * work.evaluations
+    return _often(work.evaluations, lambda: work.held_out_loss(progress.micro_batch_tokens))
 
 
 def _saving(work: Work, progress: Progress, inputs: Inputs) -> float:
     """Seconds of all checkpoints."""
     with TemporaryDirectory() as folder:
-        begun = time.perf_counter()
         run = Run(Path(folder))
-        save_checkpoint(run, work.model, work.optimizer, progress, inputs.adapter_info)
-        seconds = time.perf_counter() - begun
-    return seconds * sum(map(work.saves_at, range(1, work.steps + 1)))
+        return _often(
+            sum(map(work.saves_at, range(1, work.steps + 1))),
+            lambda: save_checkpoint(run, work.model, work.optimizer, progress, inputs.adapter_info),
+        )
+
+
+def _often(times: int, act: Callable[[], object]) -> float:
+    """Seconds that it takes to act so often; the first time, if short, is not like the others."""
+    taken: list[float] = []
+    while len(taken) < min(times, 2) and sum(taken) < AGAIN_BELOW:
+        begun = time.perf_counter()
+        act()
+        taken.append(time.perf_counter() - begun)
+    return sum(taken) + (times - len(taken)) * taken[-1] if taken else 0.0
