@@ -111,7 +111,10 @@ class TrainSettings:
         "auto", "Where to train.", group="machine"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float64"] = setting(
-        "auto", "Arithmetic of the base model; LoRA weights stay in float32.", group="machine"
+        "auto",
+        "Type of the base model's weights, and of arithmetic; a CPU that is slower in bfloat16 "
+        "computes in float32. LoRA weights stay in float32.",
+        group="machine",
     )
     base_dtype: Literal["auto", "fp8"] = setting(
         "auto",

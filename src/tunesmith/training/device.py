@@ -1,6 +1,7 @@
 """Where to train and in which arithmetic, decided by looking and by a short measurement."""
 
 import time
+from functools import cache
 from importlib.util import find_spec
 
 import torch
@@ -48,6 +49,11 @@ def choose_dtype(settings: TrainSettings, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if faster else torch.float32
 
 
+def computes_wide(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether weights in bf16 are better multiplied in float32: on a CPU slower in bf16."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and not _bfloat16_wins()
+
+
 def has_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether the kernels can run: on an NVIDIA GPU, in bf16, where Triton came with PyTorch."""
     return can_compile(device) and dtype == torch.bfloat16 and torch.version.hip is None
@@ -81,6 +87,7 @@ def require_machine(settings: TrainSettings) -> None:
         )
 
 
+@cache
 def _bfloat16_wins(rounds: int = 5) -> bool:
     """Whether a matrix product of a layer's shape is clearly faster in bf16.
 

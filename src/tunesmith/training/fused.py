@@ -15,6 +15,7 @@ from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
 from tunesmith.training.dropout import kept
+from tunesmith.training.widened import WideLinear
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -42,7 +43,7 @@ class FusedLinear(Linear):  # type: ignore[misc]  # PEFT is not typed
         else:
             (name,) = self.lora_A
             base, a, b = self.base_layer, self.lora_A[name], self.lora_B[name]
-            x = x.to(base.weight.dtype)
+            x = x.float() if type(base) is WideLinear else x.to(base.weight.dtype)
             mask, scale = None, self.scaling[name]
             rate = getattr(self.lora_dropout[name], "p", 0.0)
             if self.training and rate:
@@ -77,7 +78,7 @@ class LoraProduct(torch.autograd.Function):
         inner = _masked(rows, mask) @ a.T
         ctx.save_for_backward(rows, inner, weight, a, b, mask)
         ctx.scale = scale
-        y = (inner * scale @ b.T).addmm_(rows, weight.T)
+        y = (inner * scale @ b.T).addmm_(rows, weight.to(rows.dtype).T)
         if bias is not None:
             y += bias
         return y.view(*x.shape[:-1], -1)
@@ -91,7 +92,7 @@ class LoraProduct(torch.autograd.Function):
         of_inner = (of_y @ b).mul_(ctx.scale)
         of_x = None
         if ctx.needs_input_grad[0]:
-            of_x = _masked(of_inner @ a, mask).addmm_(of_y, weight)
+            of_x = _masked(of_inner @ a, mask).addmm_(of_y, weight.to(of_y.dtype))
             of_x = of_x.view(*gradient.shape[:-1], -1)
         return (
             of_x,

@@ -6,6 +6,7 @@ rows is projected, its loss and its gradient are formed, and the logits are drop
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -60,6 +61,17 @@ class Head:
         cap = getattr(config, "final_logit_softcapping", None)
         return cls(layer.weight, layer.bias, float(scale), cap)
 
+    @cached_property
+    def buffer(self) -> Tensor:
+        """A chunk's logits; kept on a CPU, to which new memory costs more than what is summed."""
+        return self.weight.new_empty(self.at_once, self.weight.shape[0])
+
+    @property
+    def at_once(self) -> int:
+        """Rows whose logits fit beside one another."""
+        budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
+        return max(1, budget // (4 * self.weight.shape[0]))
+
     def loss(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Sum over the targets of weight × negative log likelihood; hidden (rows, D); a scalar."""
         loss: Tensor = HeadLoss.apply(hidden, self, targets)  # type: ignore[no-untyped-call]
@@ -78,10 +90,9 @@ class Head:
         return logits
 
     def chunks(self, rows: int) -> list[tuple[int, int]]:
-        """Ranges of rows whose logits fit beside one another."""
-        budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
-        size = max(1, budget // (4 * self.weight.shape[0]))
-        return [(start, min(start + size, rows)) for start in range(0, rows, size)]
+        """Ranges of that many rows."""
+        starts = range(0, rows, self.at_once)
+        return [(start, min(start + self.at_once, rows)) for start in starts]
 
 
 class HeadLoss(torch.autograd.Function):
@@ -94,7 +105,8 @@ class HeadLoss(torch.autograd.Function):
         x = hidden.detach().to(head.weight.dtype)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        buffer = _buffer(head, x)
+        rows = min(len(x), head.at_once)
+        buffer = x.new_empty(rows, len(head.weight)) if x.is_cuda else head.buffer
         chunk = _kernel_chunk if _kernel_fits(head, x) else _chunk
         for start, stop in head.chunks(len(x)):
             first, last = targets.starts[start], targets.starts[stop]
@@ -168,9 +180,3 @@ def _kernel_chunk(
 def _kernel_fits(head: Head, x: Tensor) -> bool:
     plain = head.cap is None and head.bias is None
     return plain and x.is_cuda and x.dtype == torch.bfloat16 and find_spec("triton") is not None
-
-
-def _buffer(head: Head, x: Tensor) -> Tensor:
-    """For the logits of one chunk: memory that is new each time costs a CPU more than the sums."""
-    rows = max(stop - start for start, stop in head.chunks(len(x)))
-    return x.new_empty(rows, head.weight.shape[0])

@@ -20,6 +20,7 @@ from tunesmith.training.checkpoint import Progress
 from tunesmith.training.device import (
     choose_device,
     choose_dtype,
+    computes_wide,
     has_kernels,
     require_machine,
 )
@@ -27,9 +28,11 @@ from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import ATTENTION, register_attention
 from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.memory import layers_of, limit_memory
+from tunesmith.training.norm import fuse_norms
 from tunesmith.training.prepare import Prepared, prepare
 from tunesmith.training.replay import Replayed, make_replay, read_replay
 from tunesmith.training.samples import Groups
+from tunesmith.training.widened import widen
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -126,6 +129,10 @@ def load(inputs: Inputs) -> "PeftModel":
         from tunesmith.training.kernels.fuse import use_kernels
 
         use_kernels(tuned)
+    if computes_wide(device, dtype):
+        widen(tuned.get_base_model())
+    if device.type == "cpu":
+        fuse_norms(tuned.get_base_model())
     return tuned
 
 
@@ -156,7 +163,7 @@ def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress)
         trainable_parameters=tuned,
         total_parameters=total,
         device=str(model.device),
-        dtype=str(model.get_base_model().dtype).removeprefix("torch."),
+        dtype=str(choose_dtype(settings, model.device)).removeprefix("torch."),
         micro_batch_tokens=progress.micro_batch_tokens,
         recomputed_layers=progress.recomputed_layers,
         layers=len(layers_of(model)),
