@@ -4,7 +4,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.fx.experimental._config
 from transformers import AttentionInterface
 
 from tunesmith.config import TrainSettings
@@ -33,8 +32,13 @@ def compile_layers(model: "PeftModel") -> None:
     if not by_lengths(model.get_base_model()):
         outside: Any = torch.compiler.disable
         AttentionInterface.register(ATTENTION, outside(packed_attention))
+    from torch._dynamo import config
+    from torch.fx.experimental import _config as shapes
+
     # Else what is as long as something else in the first pack would be taken to be so in all.
-    torch.fx.experimental._config.use_duck_shape = False
+    shapes.use_duck_shape = False
+    # Else numbers such as a norm's epsilon would be inputs, computed with on the CPU.
+    config.specialize_float = True
     # Else the first layer, to which nothing flows back, would be compiled apart.
     model.get_base_model().enable_input_require_grads()
     for layer in layers_of(model):
