@@ -52,6 +52,13 @@ def test_more_steps_take_longer_and_evaluations_count(settings: TrainSettings) -
     assert len(seldom) == 1 + settings.max_steps  # type: ignore[operator]
 
 
+def test_what_came_before_counts_once(settings: TrainSettings) -> None:
+    *_, found = forecast(settings, before=1000.0)
+    assert isinstance(found, Forecast)
+    assert 1000.0 < found.low <= found.seconds < 1060.0
+    assert found.step_seconds < 10.0
+
+
 def test_replay_is_counted_as_often_as_it_will_be_there(settings: TrainSettings) -> None:
     count = AT_ONCE + 20
     planned, _ = told(replace(settings, replay=count))
