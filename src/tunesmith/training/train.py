@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -16,7 +16,7 @@ import torch
 
 from tunesmith import paths
 from tunesmith.config import TrainSettings
-from tunesmith.data.packs import Group, Sample, pack
+from tunesmith.data.packs import Group, Pack, Sample, pack
 from tunesmith.data.passes import passes, unique_tokens
 from tunesmith.errors import RunError, TrainingError, TunesmithError
 from tunesmith.language import t
@@ -150,6 +150,7 @@ class Work:
     held_out: Sequence[Sample]
     steps: int
     peak_rate: float
+    _ahead: dict[tuple[int, int], list[Pack]] = field(default_factory=dict)
 
     def step(self, step: int, micro_batch_tokens: int) -> Step | None:
         """Do optimizer step `step` (from 1); None if memory ran out, and nothing has changed.
@@ -161,7 +162,7 @@ class Work:
         torch.manual_seed(self.settings.seed * 1_000_003 + step)
         groups = self.batch(step)
         try:
-            loss, unique = self._accumulate(groups, micro_batch_tokens)
+            loss, unique = self._accumulate(step, groups, micro_batch_tokens)
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
@@ -185,6 +186,11 @@ class Work:
     def batch(self, step: int) -> list[Group]:
         """The groups of a step."""
         return batch(self.groups, step, self.settings.batch_size, self.settings.seed)
+
+    def packs(self, step: int, micro_batch_tokens: int) -> list[Pack]:
+        """The passes of a step, which may have been made during the one before."""
+        made = self._ahead.pop((step, micro_batch_tokens), None)
+        return made or [pack(some) for some in passes(self.batch(step), micro_batch_tokens)]
 
     def shrink(self, step: int, progress: Progress) -> Progress:
         """How to go on with a step for which memory ran out.
@@ -239,7 +245,9 @@ class Work:
         patience = self.settings.patience
         return patience is not None and progress.stale >= patience
 
-    def _accumulate(self, groups: Sequence[Group], micro_batch_tokens: int) -> tuple[float, int]:
+    def _accumulate(
+        self, step: int, groups: Sequence[Group], micro_batch_tokens: int
+    ) -> tuple[float, int]:
         """Backward over the step in passes; returns the mean loss and the unique tokens.
 
         Of soft targets the loss is what lies above their own entropy: 0 where nothing moved.
@@ -251,13 +259,15 @@ class Work:
         samples = [sample for group in groups for sample in group]
         weight = sum(sample.trained_tokens for sample in samples)
         losses, unique = [], 0
-        for some in passes(groups, micro_batch_tokens):
-            packed = pack(some)
+        for packed in self.packs(step, micro_batch_tokens):
             with arithmetic(self.model.get_base_model()):
                 loss = pack_loss(self.model, packed, self.head) / weight
             torch.autograd.backward(loss)
             losses.append(loss.detach())  # read below, so that a GPU need not wait between passes
             unique += len(packed.tokens)
+        self._ahead.clear()
+        if step < self.steps:  # a GPU is still at work
+            self._ahead[step + 1, micro_batch_tokens] = self.packs(step + 1, micro_batch_tokens)
         entropy = sum(sample.entropy for sample in samples) / weight
         return sum(map(float, losses)) - entropy, unique
 
