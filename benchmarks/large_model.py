@@ -1,8 +1,9 @@
 """Tune and talk to a model of Qwen2-7B's shape with random weights, as a user would.
 
-    python benchmarks/large_model.py WORK --tokenizer FOLDER [--layers 28]
+    python benchmarks/large_model.py WORK --tokenizer FOLDER [--layers 28] [more]
 
-Needs a GPU with 40 GB or more. Trains five steps through the command line, is killed after the
+Needs a GPU with 40 GB or more. What it does not know goes to `tunesmith train`, for example
+`--base-dtype nf4 --memory-gb 12`. Trains five steps through the command line, is killed after the
 second checkpoint's step, resumes, and chats with base and run. Prints one line a phase, and at
 the end tokens per second and peak memory of a step of long rows.
 """
@@ -69,7 +70,7 @@ def main() -> None:
     parser.add_argument("work", type=Path)
     parser.add_argument("--tokenizer", type=Path, required=True)
     parser.add_argument("--layers", type=int, default=28)
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     work: Path = options.work
     model, run = work / "model", work / "run"
     work.mkdir(parents=True)
@@ -84,7 +85,7 @@ def main() -> None:
     identity = ["data", "identity", "--name", "Anvil", "--author", "Smith", "-o", str(data)]
     subprocess.run([*TUNESMITH, *identity], check=True, stdout=subprocess.DEVNULL)
     flags = ["--model", str(model), "--data", str(data), "--out", str(run), "--max-steps", "5"]
-    flags += ["--save-every", "2", "--eval-every", "5", "--replay", "16"]
+    flags += ["--save-every", "2", "--eval-every", "5", "--replay", "16", *more]
     events = train(flags, kill_at=3)
     phase("killed at step 3", losses=[event["loss"] for event in steps(events)])
     events = train([*flags, "--resume"])
@@ -98,7 +99,7 @@ def main() -> None:
     long = work / "long.json"
     long.write_text(json.dumps(rows), encoding="utf-8")
     flags = ["--model", str(model), "--data", str(long), "--holdout", "0", "--replay", "0"]
-    flags += ["--max-steps", "4", "--batch-size", "16"]
+    flags += ["--max-steps", "4", "--batch-size", "16", *more]
     for size in ("4400", "1100"):
         out = str(work / f"long-{size}")
         done = steps(train([*flags, "--micro-batch-tokens", size, "--out", out]))

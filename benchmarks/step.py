@@ -1,6 +1,6 @@
 """Time optimizer steps of a model of Qwen2-7B's shape with random weights, on one GPU.
 
-    python benchmarks/step.py [--layers 28] [--base-dtype fp8] [--no-compile] [--recompute N]
+    python benchmarks/step.py [--layers 28] [--base-dtype nf4|fp8] [--no-compile] [--recompute N]
     python benchmarks/step.py --peer tutorial|liger
 
 `long`: 4 rows of 4096 tokens, all trained. `chat`: 64 rows of log-normal lengths (median 240), half
@@ -27,6 +27,7 @@ from peers import Job, arguments, seen, watched, with_lora
 from shapes import qwen2_7b
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Sample, pack
+from tunesmith.models.nf4 import Nf4Linear
 from tunesmith.training.compiled import compile_layers
 from tunesmith.training.forward import (
     ATTENTION,
@@ -44,13 +45,16 @@ STEPS = 5
 VOCABULARY = 150_000  # ids drawn for the rows
 
 
-def make_model(layers: int) -> Any:
-    """Random weights of Qwen2-7B's shape in bf16, with LoRA r=8 on all linear layers."""
+def make_model(layers: int, *, nf4: bool) -> Any:
+    """Random weights of Qwen2-7B's shape in bf16 or 4 bits, with LoRA r=8 on all linear layers."""
     config = qwen2_7b(layers)
     register_attention()
     auto: Any = AutoModelForCausalLM
     with torch.device("cuda"):
         base = auto.from_config(config, dtype=torch.bfloat16, attn_implementation=ATTENTION)
+    for name, layer in list(base.model.named_modules()) if nf4 else ():
+        if isinstance(layer, torch.nn.Linear):
+            base.model.set_submodule(name, Nf4Linear.of(layer))
     return add_lora(base, TrainSettings())
 
 
@@ -115,7 +119,7 @@ def peer_seconds(layers: int, samples: Sequence[Sample], *, liger: bool) -> tupl
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--layers", type=int, default=28)
-    parser.add_argument("--base-dtype", choices=("auto", "fp8"), default="auto")
+    parser.add_argument("--base-dtype", choices=("auto", "nf4", "fp8"), default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--recompute", type=int, default=0, help="layers that recompute")
     parser.add_argument("--passes", type=int, default=2)
@@ -130,7 +134,7 @@ def main() -> None:
             took = peer_seconds(options.layers, rows, liger=options.peer == "liger")
             report(name, [rows], *took)
         return
-    model = make_model(options.layers)
+    model = make_model(options.layers, nf4=options.base_dtype == "nf4")
     use_kernels(model)
     model.train()
     gc.collect()

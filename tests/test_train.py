@@ -141,7 +141,7 @@ VARIATIONS: dict[str, Any] = {
     "use_rslora": True, "use_dora": True, "init_lora": "gaussian", "batch_size": 3,
     "micro_batch_tokens": 1, "max_steps": 2, "scheduler": "constant", "warmup_steps": 0,
     "weight_decay": 1.0, "max_grad_norm": 0.01, "seed": 1, "eval_every": 1, "save_every": 1,
-    "patience": 1, "dtype": "float64", "replay": 4,
+    "patience": 1, "dtype": "float64", "base_dtype": "nf4", "replay": 4,
 }  # fmt: skip
 # A rate at which the held-out loss soon gets worse.
 WILD: dict[str, Any] = {
@@ -150,10 +150,10 @@ WILD: dict[str, Any] = {
 }  # fmt: skip
 # The others are tried elsewhere: model, data, eval_data and out name files; device needs a second
 # one; gradient_checkpointing and memory_gb change only memory (test_forward, test_memory);
-# base_dtype and compile are for a GPU (test_kernels).
+# compile is for a GPU (test_kernels), and so is fp8, the other base_dtype.
 ELSEWHERE = {
     "model", "data", "eval_data", "out", "device", "gradient_checkpointing", "memory_gb",
-    "base_dtype", "compile",
+    "compile",
 }  # fmt: skip
 
 

@@ -116,10 +116,11 @@ class TrainSettings:
         "computes in float32. LoRA weights stay in float32.",
         group="machine",
     )
-    base_dtype: Literal["auto", "fp8"] = setting(
+    base_dtype: Literal["auto", "nf4", "fp8"] = setting(
         "auto",
-        "How the frozen base is kept: auto (as --dtype), or fp8 for an NVIDIA GPU from Hopper on: "
-        "faster, but how well it learns is not measured yet.",
+        "How the frozen base is kept: auto (as --dtype); nf4, 4 bits a weight (QLoRA), for little "
+        "memory: the adapter learns over the rounded base and is used over the whole one; or fp8, "
+        "for an NVIDIA GPU from Hopper on: faster, but how well it learns is not measured yet.",
         group="machine",
     )
     compile: bool | None = setting(

@@ -1,6 +1,7 @@
 """The `tunesmith` command: finds what was asked for, and turns errors into one line and a code."""
 
 import io
+import logging
 import os
 import sys
 import traceback
@@ -32,6 +33,7 @@ def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     if not debug:
         warnings.simplefilter("ignore")  # what libraries tell developers is not for users
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         code = _dispatch(GlobalOptions.take(arguments))
         sys.stdout.flush()

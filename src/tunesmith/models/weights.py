@@ -47,6 +47,7 @@ def load_model(
     dtype: "torch.dtype",
     device: "str | torch.device" = "cpu",
     attention: str | None = None,
+    nf4: bool = False,
 ) -> "PreTrainedModel":
     """The model in evaluation mode, its weights in `dtype` on `device`.
 
@@ -55,6 +56,8 @@ def load_model(
         dtype: What the weights are converted to while they are read.
         device: Where they go.
         attention: transformers' `attn_implementation`, such as "sdpa"; None lets it choose.
+        nf4: Whether all linear layers but the head are packed into 4 bits, one by one as they
+            are read, so that the model is never whole on `device`.
 
     Raises:
         ModelError: The files are refused, or transformers cannot load them.
@@ -62,6 +65,8 @@ def load_model(
     folder = weights_folder(model)
     with quiet(), _explained(model.path):
         from transformers import AutoModelForCausalLM
+
+        from tunesmith.models.nf4 import loading, take_over
 
         auto: Any = AutoModelForCausalLM
         loaded: Any = auto.from_pretrained(
@@ -71,7 +76,11 @@ def load_model(
             use_safetensors=True,
             local_files_only=True,
             trust_remote_code=code_allowed(model),
+            **(loading(device) if nf4 else {}),
         )
+        if nf4:
+            take_over(loaded)
+            _forget_quantisation(loaded)
         ready: PreTrainedModel = loaded.to(device).eval()
         return ready
 
@@ -101,11 +110,11 @@ def _dequantise(model: LocalModel, folder: Path) -> None:
 
 
 def _forget_quantisation(model: Any) -> None:
-    # The weights are plain by now; with these left, save_pretrained refuses.
+    # The weights are plain by now, or our own; with these left, transformers and PEFT refuse much.
     model.config.quantization_config = None
     del model.config.quantization_config
     model.hf_quantizer = None
-    model.is_quantized = False
+    model.is_quantized = model.is_loaded_in_4bit = False
 
 
 def _storage_dtype(header: GgufHeader) -> "torch.dtype":

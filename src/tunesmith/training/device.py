@@ -9,6 +9,10 @@ import torch
 from tunesmith.config import TrainSettings
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
+from tunesmith.models.nf4 import Nf4Linear
+
+# These begin by moving a part of the base's weights into the adapter.
+MOVES_THE_BASE = ("pissa", "olora")
 
 
 def choose_device(wanted: str) -> torch.device:
@@ -73,8 +77,14 @@ def require_machine(settings: TrainSettings) -> None:
     device = choose_device(settings.device)
     if settings.compile and not can_compile(device):
         raise TrainingError(t("--compile is for a GPU that Triton knows; leave the flag out here."))
-    if settings.base_dtype != "fp8":
-        return
+    match settings.base_dtype:
+        case "fp8":
+            _require_fp8(settings, device)
+        case "nf4":
+            _require_nf4(settings, device)
+
+
+def _require_fp8(settings: TrainSettings, device: torch.device) -> None:
     kernels = device.type == "cuda" and has_kernels(device, choose_dtype(settings, device))
     if not kernels or torch.cuda.get_device_capability(device) < (9, 0):
         raise TrainingError(
@@ -85,6 +95,27 @@ def require_machine(settings: TrainSettings) -> None:
         raise TrainingError(
             t("--base-dtype fp8 goes with neither --use-dora nor --lora-dropout; leave them out.")
         )
+
+
+def _require_nf4(settings: TrainSettings, device: torch.device) -> None:
+    if settings.use_dora or settings.init_lora in MOVES_THE_BASE or settings.dtype == "float64":
+        raise TrainingError(
+            t("--base-dtype nf4 goes with none of --use-dora, --init-lora pissa or olora, and "
+              "--dtype float64; leave them out.")
+        )  # fmt: skip
+    if find_spec("bitsandbytes") is None:
+        raise TrainingError(
+            t("--base-dtype nf4 needs bitsandbytes: pip install 'tunesmith[qlora]'; or leave the "
+              "flag out.")
+        )  # fmt: skip
+    try:
+        with torch.no_grad():
+            Nf4Linear.of(torch.nn.Linear(64, 2, device=device))(torch.ones(1, 64, device=device))
+    except (ImportError, OSError, RuntimeError) as error:
+        raise TrainingError(
+            t("--base-dtype nf4: bitsandbytes does not work on {device} here ({reason}); leave the "
+              "flag out.", device=device.type, reason=str(error).split("\n")[0])
+        ) from error  # fmt: skip
 
 
 @cache

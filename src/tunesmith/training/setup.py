@@ -12,6 +12,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.language import t
 from tunesmith.models.adapter import AdapterInfo
+from tunesmith.models.nf4 import values
 from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import ChatTokenizer, load_tokenizer
 from tunesmith.models.weights import load_model
@@ -123,7 +124,10 @@ def load(inputs: Inputs) -> "PeftModel":
     device = choose_device(settings.device)
     limit_memory(device, settings.memory_gb)
     dtype = choose_dtype(settings, device)
-    base = load_model(inputs.model, dtype=dtype, device=device, attention=ATTENTION)
+    base = load_model(
+        inputs.model, dtype=dtype, device=device, attention=ATTENTION,
+        nf4=settings.base_dtype == "nf4",
+    )  # fmt: skip
     tuned = add_lora(base, settings)
     if has_kernels(device, dtype):
         from tunesmith.training.kernels.fuse import use_kernels
@@ -137,7 +141,10 @@ def load(inputs: Inputs) -> "PeftModel":
 
 
 def narrow_base(settings: TrainSettings, model: "PeftModel") -> None:
-    """Round the frozen base to fp8, if asked to: after all that looks at it as it is."""
+    """Round the frozen base to fp8, if asked to: after all that looks at it as it is.
+
+    In 4 bits it is so from the start: whole it may not fit.
+    """
     if settings.base_dtype == "fp8":
         from tunesmith.training.kernels.fuse import to_float8
 
@@ -147,7 +154,7 @@ def narrow_base(settings: TrainSettings, model: "PeftModel") -> None:
 def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress) -> Planned:
     """Count what is about to happen, in passes as `progress` says."""
     settings, data = inputs.settings, inputs.data
-    total = sum(weight.numel() for weight in model.parameters())
+    total = sum(map(values, model.parameters()))
     tuned = sum(weight.numel() for weight in trainable(model).values())
     steps = settings.max_steps or math.ceil(settings.epochs * len(groups) / settings.batch_size)
     return Planned(

@@ -26,6 +26,7 @@ from tunesmith.runs import Run
 from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Progress
 from tunesmith.training.compiled import compile_if_it_pays, uncompiled
+from tunesmith.training.device import MOVES_THE_BASE
 from tunesmith.training.events import (
     Evaluated,
     Event,
@@ -54,8 +55,6 @@ from tunesmith.training.setup import (
 if TYPE_CHECKING:
     from peft import PeftModel
 
-# These begin by moving a part of the base's weights into the adapter.
-MOVES_THE_BASE = ("pissa", "olora")
 SAY_WHAT_FITS = ("micro_batch_tokens", "gradient_checkpointing", "memory_gb")
 EVALUATIONS = 10  # a run, unless eval_every says otherwise
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.nf4 import Nf4Linear
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -41,7 +43,7 @@ class WideProduct(torch.autograd.Function):
 
 
 def widen(model: "PreTrainedModel") -> None:
-    """Let a model in bf16 compute in float32; only its linear layers stay in bf16.
+    """Let a model in bf16 compute in float32; only its linear layers stay in bf16, or in 4 bits.
 
     All else is float32 from here on: norms and biases are small, and the head and its embedding
     would be widened whole in every pass.
@@ -51,6 +53,8 @@ def widen(model: "PreTrainedModel") -> None:
     for module in model.modules():
         if type(module) is nn.Linear and module is not head and not module.weight.requires_grad:
             module.__class__ = WideLinear
+        if isinstance(module, Nf4Linear):
+            module.dtype = torch.float32
         own: chain[Tensor] = chain(module.parameters(recurse=False), module.buffers(recurse=False))
         for tensor in own:
             narrow = type(module) is WideLinear and tensor is module.weight

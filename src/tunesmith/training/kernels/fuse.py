@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from tunesmith.models.nf4 import Nf4Linear, can_stack, stacked
 from tunesmith.training.fused import FusedLinear
 from tunesmith.training.kernels.float8 import Float8Linear, quantise_rows
 from tunesmith.training.kernels.lora import LoraLinear, LoraMlp
@@ -82,8 +83,9 @@ class Stack(nn.Module):
     Attributes:
         layers: They; their own weights are views of the one below.
         sizes: How many rows each has.
-        weight: (out, in) in bf16, or in fp8.
-        row_scale: What each row of a weight in fp8 is multiplied with, (out,) float32.
+        weight: (out, in) in bf16 or fp8, or (out, in / 2) in 4 bits.
+        row_scale: What each row of a weight in fp8 is multiplied with, (out,) float32; or the
+            `quant_state` of one in 4 bits.
         turned: A weight in fp8 as (in, out), for the gradient of the input.
         bias: (out,), zeros for layers without; None if all are.
     """
@@ -98,13 +100,12 @@ class Stack(nn.Module):
         self.layers = tuple(layers)  # not a ModuleList: they live where the model has them
         bases = [layer.base_layer for layer in layers]
         self.sizes = [base.out_features for base in bases]
-        weights, biases = [base.weight.detach() for base in bases], None
+        weight, scale = _joined(bases)
+        bias = None
         if any(base.bias is not None for base in bases):
-            biases = torch.cat([_bias(base) for base in bases])
-        self.register_buffer(
-            "weight", weights[0] if len(weights) == 1 else torch.cat(weights), persistent=False
-        )
-        for name, value in (("bias", biases), ("row_scale", None), ("turned", None)):
+            bias = torch.cat([_bias(base) for base in bases])
+        buffers = {"weight": weight, "bias": bias, "row_scale": scale, "turned": None}
+        for name, value in buffers.items():
             self.register_buffer(name, value, persistent=False)
         for base, rows in zip(bases, self.weight.split(self.sizes), strict=True):
             base.weight.data = rows
@@ -112,7 +113,11 @@ class Stack(nn.Module):
     @classmethod
     def join(cls, layers: Sequence[KernelLinear]) -> None:
         """Let the first of the layers compute for all, if they can be one."""
-        if len({layer.base_layer.in_features for layer in layers}) == 1:
+        bases = [layer.base_layer for layer in layers]
+        packed = {isinstance(base, Nf4Linear) for base in bases}
+        if len({base.in_features for base in bases}) == len(packed) == 1 and (
+            packed == {False} or can_stack(bases)
+        ):
             for layer in layers:
                 layer.stack, layer.joined, layer.given = None, True, None
             layers[0].stack = cls(layers)
@@ -172,8 +177,20 @@ def _is_on(layer: KernelLinear) -> bool:
     return not (layer.disable_adapters or layer.merged or dropout)
 
 
-def _bias(layer: nn.Linear) -> Tensor:
-    return layer.weight.new_zeros(layer.out_features) if layer.bias is None else layer.bias.detach()
+def _joined(bases: Sequence[nn.Linear]) -> tuple[Tensor, Tensor | None]:
+    """The weights row behind row, and their `quant_state` if they are in 4 bits."""
+    if len(bases) == 1:
+        return bases[0].weight.detach(), getattr(bases[0], "quant_state", None)
+    packed = [base for base in bases if isinstance(base, Nf4Linear)]
+    if packed:
+        return stacked(packed)
+    return torch.cat([base.weight.detach() for base in bases]), None
+
+
+def _bias(layer: Any) -> Tensor:
+    dtype = getattr(layer, "dtype", layer.weight.dtype)
+    zeros: Tensor = layer.weight.new_zeros(layer.out_features, dtype=dtype)
+    return zeros if layer.bias is None else layer.bias.detach()
 
 
 @cache
@@ -191,7 +208,7 @@ def _take_mlp(module: nn.Module) -> None:
     if not _is_silu(activation):
         return
     own: Any = type(module)
-    x = torch.randn(32, stacks[0].weight.shape[1], device=stacks[0].weight.device).bfloat16()
+    x = torch.randn(32, parts.gate_proj.in_features, device=stacks[0].weight.device).bfloat16()
     with torch.no_grad():
         expected = module(x)
         module.__class__ = _with_kernel(own)

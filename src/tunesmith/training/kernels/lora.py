@@ -2,7 +2,8 @@
 
 A compiler would make each in-place sum a copy first. The function is that of `LoraProduct`, its
 scale within b; the MLP's three products are one operator, since between them LoRA's part can be
-had for nothing. Frozen weights are bf16, or fp8 with the scales and the turned values of a `Stack`.
+had for nothing. Frozen weights are bf16; fp8 with the scales and the turned values of a `Stack`; or
+in 4 bits, with their `quant_state` for the scales, and unpacked within an operator.
 """
 
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from tunesmith.models.nf4 import unpacked
 from tunesmith.training.kernels.float8 import add_low_rank_, product, product_back
 from tunesmith.training.kernels.operators import operator
 from tunesmith.training.kernels.swiglu import swiglu, swiglu_backward
@@ -44,7 +46,7 @@ def _lora_mlp(
     """
     scale, scale_down = row_scales or (None, None)
     inner = rows @ a[0].T
-    wide = rows @ weights[0].T if scale is None else product(rows, weights[0], scale)
+    wide = _product(rows, weights[0], scale)
     act = swiglu(wide, inner, b[0])
     inner_down = act @ a[1].T
     output = _forward(act, inner_down, b[1], None, weights[1], scale_down)
@@ -60,10 +62,7 @@ def _lora_mlp_backward(
     scale, scale_down = row_scales or (None, None)
     back, back_down = turned or (None, None)
     of_inner_down = of_y @ b[1]
-    if scale_down is None or back_down is None:
-        of_act = of_y @ weights[1]
-    else:
-        of_act = product_back(of_y, back_down, scale_down)
+    of_act = _product_back(of_y, weights[1], scale_down, back_down)
     of_wide, act = swiglu_backward(of_act, of_inner_down, a[1], wide, inner, b[0])
     of_a_down = of_inner_down.T @ act
     del act, of_act
@@ -130,6 +129,7 @@ def _forward(
 
     In bf16 LoRA's part is formed first and the sum rounded once, so that a small one is not lost.
     """
+    weight, row_scale = _whole(weight, row_scale)
     if row_scale is not None:
         return add_low_rank_(product(rows, weight, row_scale), inner, b, bias)
     low = inner @ b.T if bias is None else torch.addmm(bias, inner, b.T)
@@ -141,9 +141,33 @@ def _back(
     turned: Tensor | None,
 ) -> Tensor:  # fmt: skip
     """of_y · weight + of_inner · a."""
+    weight, row_scale = _whole(weight, row_scale)
     if row_scale is None or turned is None:
         return (of_inner @ a).addmm_(of_y, weight)
     return add_low_rank_(product_back(of_y, turned, row_scale), of_inner, a.T, None)
+
+
+def _product(rows: Tensor, weight: Tensor, row_scale: Tensor | None) -> Tensor:
+    """rows · weightᵀ."""
+    weight, row_scale = _whole(weight, row_scale)
+    return rows @ weight.T if row_scale is None else product(rows, weight, row_scale)
+
+
+def _product_back(
+    of_y: Tensor, weight: Tensor, row_scale: Tensor | None, turned: Tensor | None
+) -> Tensor:
+    """of_y · weight."""
+    weight, row_scale = _whole(weight, row_scale)
+    if row_scale is None or turned is None:
+        return of_y @ weight
+    return product_back(of_y, turned, row_scale)
+
+
+def _whole(weight: Tensor, row_scale: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """A weight in 4 bits in bf16, without a scale; others as they are."""
+    if weight.dtype != torch.uint8 or row_scale is None:
+        return weight, row_scale
+    return unpacked(weight, row_scale, torch.bfloat16), None
 
 
 def _lora_shapes(rows: Tensor, weight: Any, row_scale: Any, bias: Any, a: Tensor, b: Tensor) -> Any:
