@@ -1,7 +1,9 @@
 """How a step is cut so that it fits: measured needs, and the choice that follows from them."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,6 +71,35 @@ def test_a_layer_that_recomputes_keeps_its_input_only(settings: TrainSettings) -
     assert needs.token > 4 * needs.layer
     assert memory.measure(load(inputs), None, memory._probe(groups, 256), 0).layer > needs.layer
     assert needs.fixed > used_memory(torch.device("cpu")) / 2
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute")  # PyTorch's compiler asks for it
+def test_a_compiled_layer_recomputes_as_it_was_compiled(tmp_path: Path) -> None:
+    """It is called again in backward, whole, and not compiled another time."""
+    from transformers import AutoModelForCausalLM
+
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_pretrained(tiny_model_folder(tmp_path), attn_implementation="eager")
+    layers = memory.layers_of(model)
+    compiled, calls = [], []
+
+    def backend(graph: Any, _: object) -> Callable[..., Any]:
+        compiled.append(graph)
+
+        def run(*inputs: Any) -> Any:
+            calls.append(graph)
+            return graph.forward(*inputs)
+
+        return run
+
+    for layer in layers:
+        layer.compile(backend=backend, fullgraph=True)
+    memory.recompute_activations(model, 1)
+    model.train()
+    x = torch.ones(1, 5, model.config.hidden_size)
+    model(inputs_embeds=x, use_cache=False).logits.sum().backward()
+    assert len(calls) == len(layers) + 1
+    assert len(compiled) <= 2  # the first layer's input has no gradient
 
 
 def test_where_there_is_room_nothing_is_recomputed(settings: TrainSettings) -> None:

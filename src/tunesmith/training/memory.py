@@ -9,13 +9,15 @@ import resource
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from itertools import chain, cycle, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from tunesmith.config import TrainSettings
 from tunesmith.data.packs import Pack, Sample, pack
@@ -161,14 +163,40 @@ def recompute_activations(model: "PeftModel | PreTrainedModel", count: int) -> N
 
     The first, since in backward they come last, when the others have let go of what they kept.
     """
-    layers = layers_of(model)
-    if layers and not hasattr(layers[0], "_gradient_checkpointing_func"):
-        base = getattr(model, "get_base_model", lambda: model)()
-        # transformers renamed it within version 5
-        enable = getattr(base, "activation_checkpointing_enable", None)
-        (enable or base.gradient_checkpointing_enable)({"use_reentrant": False})
-    for number, layer in enumerate(layers):
-        layer.gradient_checkpointing = number < count  # type: ignore[assignment]
+    for number, layer in enumerate(layers_of(model)):
+        own: Any = type(layer)
+        if not issubclass(own, Recomputing):
+            layer.__class__ = _recomputing(own)
+        layer.recomputes = number < count  # type: ignore[assignment]
+
+
+class Recomputing(nn.Module):
+    """Before a layer's own class in the order of its classes: keeps only its input, if asked to.
+
+    It does so around a compiled layer, not within: there it would keep PyTorch from compiling.
+    """
+
+    recomputes = False
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the layer says."""
+        own = super().__call__
+        if not (self.recomputes and torch.is_grad_enabled()):
+            return own(*args, **kwargs)
+        return checkpoint(
+            own, *args, use_reentrant=False, preserve_rng_state=_draws(self), **kwargs
+        )
+
+
+@cache
+def _recomputing(own: Any) -> Any:
+    return type(own.__name__, (Recomputing, own), {})
+
+
+def _draws(layer: nn.Module) -> bool:
+    """Whether a layer drops something out by chance."""
+    numbers = ((name, one) for part in layer.modules() for name, one in vars(part).items())
+    return any(one for name, one in numbers if name == "p" or name.endswith("dropout"))
 
 
 def limit_memory(device: torch.device, limit_gb: float | None) -> None:
