@@ -57,8 +57,8 @@ ON_A_CPU = (
     Case("real, chat rows", "real", "chat", "--batch-size 8 --max-steps 16"),
     Case("real, chat rows, all recomputed", "real", "chat",
          "--batch-size 8 --max-steps 12 --gradient-checkpointing"),
-    Case("real, chat rows, 1.6 GB", "real", "chat",
-         "--batch-size 8 --max-steps 12 --memory-gb 1.6"),
+    Case("real, chat rows, 2.2 GB", "real", "chat",
+         "--batch-size 8 --max-steps 12 --memory-gb 2.2"),
     Case("real, long rows", "real", "long", "--batch-size 4 --max-steps 12"),
 )  # fmt: skip
 ON_A_GPU = (

@@ -148,24 +148,26 @@ class _First:
 def _warmed_up(
     work: Work, progress: Progress, steps: Sequence[int]
 ) -> Generator[Shrunk, None, tuple[Progress, _First]]:
-    """Do the steps with the largest pass of all and with the smallest; how passes are cut to fit.
+    """Do the smallest step, that with the largest pass and that with most tokens; their passes.
 
-    Two, since what compiles may do so again at its second length.
+    In this order, since a heap in which small passes have been takes more for large ones. And what
+    compiles may do so again at its second length.
     """
 
     def largest(step: int) -> int:
         every = passes(work.batch(step), progress.micro_batch_tokens)
         return max(unique_tokens([(sample,) for sample in samples]) for samples in every)
 
-    sizes = {step: largest(step) for step in steps}
-    ends = (max(steps, key=sizes.__getitem__), min(steps, key=sizes.__getitem__))
+    tokens = {step: _unique(work, step) for step in steps}
+    most = max(steps, key=tokens.__getitem__)
+    ends = dict.fromkeys((min(steps, key=tokens.__getitem__), max(steps, key=largest), most))
     begun = time.perf_counter()
     for step in ends:
         while work.step(step, progress.micro_batch_tokens) is None:
             progress = work.shrink(step, progress)
             yield Shrunk(step, progress.micro_batch_tokens, progress.recomputed_layers)
     seconds = time.perf_counter() - begun
-    return progress, _First(seconds, sum(_unique(work, step) for step in ends))
+    return progress, _First(seconds, sum(tokens[step] for step in ends))
 
 
 def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
