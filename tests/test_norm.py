@@ -61,9 +61,18 @@ class Centred(nn.Module):
         return nn.functional.layer_norm(x, (8,), self.weight, None, self.eps)
 
 
+class Gated(Centred):
+    """Reads more than x."""
+
+    def forward(self, x: torch.Tensor, gate: Any = None) -> torch.Tensor:
+        """Return (…, 8)."""
+        found: torch.Tensor = super().forward(x) * gate.sigmoid()
+        return found
+
+
 def test_another_norm_is_left_to_itself() -> None:
     trained = nn.RMSNorm(8, eps=1e-6)
-    model: Any = nn.Sequential(Centred(), nn.LayerNorm(8), trained)
+    model: Any = nn.Sequential(Centred(), Gated(), trained)
     fuse_norms(model)
     assert not any(isinstance(module, FusedNorm) for module in model.modules())
     trained.weight.requires_grad_(False)

@@ -167,6 +167,7 @@ def recompute_activations(model: "PeftModel | PreTrainedModel", count: int) -> N
         own: Any = type(layer)
         if not issubclass(own, Recomputing):
             layer.__class__ = _recomputing(own)
+            layer.draws = _draws(layer)  # type: ignore[assignment]
         layer.recomputes = number < count  # type: ignore[assignment]
 
 
@@ -177,15 +178,14 @@ class Recomputing(nn.Module):
     """
 
     recomputes = False
+    draws = True  # something is dropped out by chance
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer says."""
         own = super().__call__
         if not (self.recomputes and torch.is_grad_enabled()):
             return own(*args, **kwargs)
-        return checkpoint(
-            own, *args, use_reentrant=False, preserve_rng_state=_draws(self), **kwargs
-        )
+        return checkpoint(own, *args, use_reentrant=False, preserve_rng_state=self.draws, **kwargs)
 
 
 @cache
@@ -194,7 +194,6 @@ def _recomputing(own: Any) -> Any:
 
 
 def _draws(layer: nn.Module) -> bool:
-    """Whether a layer drops something out by chance."""
     numbers = ((name, one) for part in layer.modules() for name, one in vars(part).items())
     return any(one for name, one in numbers if name == "p" or name.endswith("dropout"))
 

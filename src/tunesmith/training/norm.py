@@ -68,10 +68,14 @@ def _take(module: Any, weight: Tensor) -> None:
         return
     own = deepcopy(module).float()
     x = torch.randn(8, len(weight)) * torch.logspace(-3, 0, 8)[:, None]
+    try:
+        expected = own(x)
+    except (TypeError, AttributeError):  # a norm that reads more than x
+        return
     exact = weight.detach().to(torch.promote_types(weight.dtype, torch.float32))
     apply: Any = RmsNorm.apply
     for scale in (exact, 1 + exact):
-        if torch.allclose(own(x), apply(x, scale.float(), eps), rtol=1e-5, atol=1e-6):
+        if torch.allclose(expected, apply(x, scale.float(), eps), rtol=1e-5, atol=1e-6):
             module.fused_scale, module.fused_eps = scale, eps
             kind: Any = type(module)
             module.__class__ = _with_norm(kind)
