@@ -185,6 +185,7 @@ def main() -> None:
     print("| setting | tokens in a pass | recomputed | GB forecast | seen | off "
           "| s forecast | seen | off | s to plan |")  # fmt: skip
     print("| --- " * 10 + "|")
+    options.work.mkdir(parents=True, exist_ok=True)
     for number, case in enumerate(cases):
         if options.only and not any(part in case.name for part in options.only):
             continue
