@@ -144,7 +144,7 @@ class Stack(nn.Module):
 
     def to_float8(self) -> None:
         """Round the weight, each row to its own scale."""
-        if any(size % 16 for size in self.weight.shape):  # the tensor cores' step
+        if any(size % 16 for size in (*self.sizes, self.weight.shape[1])):  # tensor cores' step
             return
         values, scale = quantise_rows(self.weight)
         self.weight, self.row_scale, self.turned = values, scale[:, 0], values.T.contiguous()
