@@ -15,6 +15,7 @@ from torch import Tensor
 from tunesmith.data.packs import Pack, Sample, Segment, pack
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
+from tunesmith.training.attention import SegmentAttention
 from tunesmith.training.head import Head, Targets
 from tunesmith.training.kernels.attention import Lengths, segments_attention
 
@@ -34,15 +35,19 @@ class PackAttention:
         self.lengths = _lengths(segments, device) if device.type == "cuda" else None
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
 
-    def mask(self, queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-        """Which keys each query sees, aligned at the bottom right: bool (queries, keys)."""
+    def mask(self, q: Tensor, k: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to scores: -inf where a query does not see a key; (queries, keys).
+
+        Aligned at the bottom right. A pack asks for one `dtype` only.
+        """
+        queries, keys = q.shape[2], k.shape[2]
         shape = (queries, keys, window)
         if shape not in self._masks:
-            distance = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(
-                keys, device=device
-            )
-            seen = distance >= 0
-            self._masks[shape] = seen if window is None else seen & (distance < window)
+            places = torch.arange(keys, device=q.device)
+            distance = places[keys - queries :, None] - places
+            unseen = distance < 0 if window is None else (distance < 0) | (distance >= window)
+            mask = torch.zeros(queries, keys, dtype=dtype, device=q.device)
+            self._masks[shape] = mask.masked_fill_(unseen, float("-inf"))
         return self._masks[shape]
 
 
@@ -64,30 +69,34 @@ def packed_attention(
 
     The signature is that of transformers' attention functions, `pack_attention` besides.
     """
-    lengths = pack_attention.lengths
-    if lengths is not None and query.dtype in HALF and softcap is None and not dropout:
-        scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    lengths, plain = pack_attention.lengths, softcap is None and not dropout
+    if lengths is not None and query.dtype in HALF and plain:
         return segments_attention(query, key, value, lengths, scale, sliding_window), None
-    groups = query.shape[1] // key.shape[1]
+    by_products = plain and query.device.type == "cpu" and query.dtype == torch.bfloat16
+    groups = 1 if by_products else query.shape[1] // key.shape[1]
     sizes = [segment.stop - segment.start for segment in pack_attention.segments]
     # Split once: a slice for each segment would fill a whole gradient with zeros each.
     all_q, all_k, all_v = (torch.split(whole, sizes, 2) for whole in (query, key, value))
     outputs = []
     for segment, q in zip(pack_attention.segments, all_q, strict=True):
         k, v = (_along(segment.path, parts, groups) for parts in (all_k, all_v))
-        queries, keys = q.shape[2], k.shape[2]
-        window = sliding_window if sliding_window and sliding_window < keys else None
-        plain = queries == keys and window is None
-        if softcap is not None:
-            mask = pack_attention.mask(queries, keys, window, q.device)
-            outputs.append(_capped_attention(q, k, v, mask, scaling, softcap))
-        else:
-            mask_or_none = None if plain else pack_attention.mask(queries, keys, window, q.device)
-            outputs.append(
-                F.scaled_dot_product_attention(
-                    q, k, v, mask_or_none, dropout, is_causal=plain, scale=scaling
-                )
+        window = sliding_window if sliding_window and sliding_window < k.shape[2] else None
+        square = q.shape[2] == k.shape[2] and window is None
+        if by_products:
+            mask = pack_attention.mask(q, k, window, torch.float32)
+            output: Tensor = SegmentAttention.apply(q, k, v, mask, scale)  # type: ignore[no-untyped-call]
+        elif softcap is not None:
+            mask = pack_attention.mask(q, k, window, q.dtype)
+            output = _capped_attention(q, k, v, mask, scale, softcap)
+        elif square:
+            output = F.scaled_dot_product_attention(
+                q, k, v, None, dropout, is_causal=True, scale=scale
             )
+        else:
+            mask = pack_attention.mask(q, k, window, q.dtype)
+            output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
+        outputs.append(output)
     return torch.cat(outputs, 2).transpose(1, 2), None
 
 
@@ -228,13 +237,13 @@ def _along(path: Sequence[int], parts: Sequence[Tensor], groups: int) -> Tensor:
 
 
 def _capped_attention(
-    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scaling: float | None, softcap: float
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float
 ) -> Tensor:
     """Attention with tanh-capped scores (Gemma 2), which SDPA does not offer."""
-    scores = q @ k.transpose(2, 3) * (q.shape[-1] ** -0.5 if scaling is None else scaling)
-    scores = softcap * torch.tanh(scores / softcap)
+    scores = q @ k.transpose(2, 3) * scale
+    scores = softcap * torch.tanh(scores / softcap) + mask
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(-1, dtype=exact)
+    weights = scores.softmax(-1, dtype=exact)
     return weights.to(q.dtype) @ v
 
 

@@ -1,0 +1,81 @@
+"""Attention of a segment in bf16 on a CPU, as whole matrix products.
+
+PyTorch's own kernel multiplies blocks of 64 by 64 there, which reaches a sixth of what a processor
+with bf16 products can do. Scores are formed and normalised in float32, as that kernel does.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+BLOCK = 512  # queries at a time, so that few keys are read that none of them may see
+KEPT = 2**18  # scores of a head that are kept for backward; where there are more, none is
+
+
+class SegmentAttention(torch.autograd.Function):
+    """Shapes: q (1, H, L, d), k and v (1, H_kv, S, d), mask (L, S) in float32, added to scores.
+
+    Query l sees no key beyond S - L + l. H is a multiple of H_kv; each key head serves as many
+    query heads in a row.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+        """Return (1, H, L, d)."""
+        heads, keys, values = _grouped(q, k), k[0], v[0]
+        weights = []
+        outputs = []
+        for start, stop, seen in _blocks(mask):
+            queries = heads[:, :, start:stop].flatten(1, 2)
+            weights.append(_weights(queries, keys[:, :seen], mask[start:stop, :seen], scale))
+            output = weights[-1] @ values[:, :seen]
+            outputs.append(output.view(len(keys), -1, stop - start, output.shape[-1]))
+        kept = weights if mask.numel() <= KEPT else []
+        ctx.save_for_backward(q, k, v, mask, *kept)
+        ctx.scale = scale
+        return torch.cat(outputs, 2).view(q.shape)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of q, k and v."""
+        q, k, v, mask, *kept = ctx.saved_tensors
+        heads, keys, values = _grouped(q, k), k[0], v[0]
+        of_output = _grouped(gradients[0], k)
+        of_k, of_v, of_q = torch.zeros_like(keys), torch.zeros_like(values), []
+        for index, (start, stop, seen) in enumerate(_blocks(mask)):
+            queries = heads[:, :, start:stop].flatten(1, 2)
+            gradient = of_output[:, :, start:stop].flatten(1, 2)
+            if kept:
+                weights = kept[index]
+            else:
+                shown = mask[start:stop, :seen]
+                weights = _weights(queries, keys[:, :seen], shown, ctx.scale)
+            of_v[:, :seen].baddbmm_(weights.mT, gradient)
+            of_weights = gradient @ values[:, :seen].mT
+            of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
+            of_k[:, :seen].baddbmm_(of_scores.mT, queries)
+            of_queries = (of_scores @ keys[:, :seen]).mul_(ctx.scale)
+            of_q.append(of_queries.view(len(keys), -1, stop - start, of_queries.shape[-1]))
+        return torch.cat(of_q, 2).view(q.shape), of_k.mul_(ctx.scale)[None], of_v[None], None, None
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """How much of each key every query takes, (H_kv, G·L, S) in the type of the queries."""
+    with torch.autocast("cpu", enabled=False):
+        scores = (queries.float() * scale) @ keys.float().mT
+    scores.view(len(keys), -1, *mask.shape).add_(mask)
+    return torch.softmax(scores, -1, out=scores).to(queries.dtype)
+
+
+def _grouped(heads: Tensor, keys: Tensor) -> Tensor:
+    """(1, H, L, d) as (H_kv, G, L, d)."""
+    return heads.reshape(keys.shape[1], -1, *heads.shape[2:])
+
+
+def _blocks(mask: Tensor) -> list[tuple[int, int, int]]:
+    """Where blocks of queries start and stop, and how many keys the last of each sees."""
+    queries, keys = mask.shape
+    starts = range(0, queries, BLOCK)
+    stops = [min(start + BLOCK, queries) for start in starts]
+    return [(*ends, keys - queries + ends[1]) for ends in zip(starts, stops, strict=True)]
