@@ -1,6 +1,7 @@
 """Time optimizer steps of a model of Qwen2-7B's shape with random weights, on one GPU.
 
-    python benchmarks/step.py [--layers 28] [--base-dtype nf4|fp8] [--no-compile] [--recompute N]
+    python benchmarks/step.py [--layers 28] [--base-dtype nf4|fp8] [--no-compile]
+        [--recompute N] [--recompute-mlps N]
     python benchmarks/step.py --peer tutorial|liger
 
 `long`: 4 rows of 4096 tokens, all trained. `chat`: 64 rows of log-normal lengths (median 240), half
@@ -122,6 +123,7 @@ def main() -> None:
     parser.add_argument("--base-dtype", choices=("auto", "nf4", "fp8"), default="auto")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--recompute", type=int, default=0, help="layers that recompute")
+    parser.add_argument("--recompute-mlps", type=int, default=0, help="MLPs of others that do")
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--peer", choices=("tutorial", "liger"))
     options = parser.parse_args()
@@ -143,7 +145,7 @@ def main() -> None:
     head = prove_packing(model.get_base_model(), kinds[1][1][0][:2])
     if options.base_dtype == "fp8":
         to_float8(model)
-    recompute_activations(model, options.recompute)
+    recompute_activations(model, options.recompute, options.recompute_mlps)
     if options.compile:
         compile_layers(model)
     for name, passes in kinds:

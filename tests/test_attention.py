@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from tunesmith.data.packs import Segment
 from tunesmith.training import attention
-from tunesmith.training.attention import SegmentAttention
+from tunesmith.training.attention import SegmentAttention, scratch_size
 from tunesmith.training.forward import PackAttention, packed_attention
 
 SCALE = 0.25
@@ -29,7 +29,9 @@ def outcome(inputs: list[Tensor], seen: Tensor, outer: Tensor, *, ours: bool) ->
     q, k, v = (part.clone().requires_grad_() for part in inputs)
     if ours:
         mask = torch.zeros(seen.shape).masked_fill_(~seen, float("-inf"))
-        output: Tensor = SegmentAttention.apply(q, k, v, mask, SCALE)  # type: ignore[no-untyped-call]
+        output: Tensor = SegmentAttention.apply(
+            q, k, v, mask, SCALE, torch.empty(scratch_size(q, k))
+        )  # type: ignore[no-untyped-call]
     else:
         output = scaled_dot_product_attention(q, k, v, seen, scale=SCALE, enable_gqa=True)
     torch.autograd.backward(output, outer.to(output.dtype))
@@ -69,7 +71,8 @@ def test_scores_are_kept_for_backward_only_where_they_are_few() -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-            SegmentAttention.apply(q, k, v, torch.zeros(length, length), SCALE)  # type: ignore[no-untyped-call]
+            scratch = torch.empty(scratch_size(q, k))
+            SegmentAttention.apply(q, k, v, torch.zeros(length, length), SCALE, scratch)  # type: ignore[no-untyped-call]
         return len(saved)
 
     assert (kept(64), kept(513)) == (5, 4)

@@ -1,5 +1,6 @@
 """How a step is cut so that it fits: measured needs, and the choice that follows from them."""
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -23,8 +24,10 @@ from tunesmith.training.train import train
 NEEDS = Needs(fixed=900, head=100, token=60, layer=4)
 
 
-def chosen(available: float, **bounds: int) -> tuple[int, int]:
-    return NEEDS.choose(available, **({"enough": 100, "plenty": 500} | bounds), layers=(0, 10))
+def chosen(available: float) -> tuple[int, int]:
+    tokens, layers, mlps = NEEDS.choose(available, enough=100, plenty=500, layers=(0, 10))
+    assert mlps == 0  # there are none that could
+    return tokens, layers
 
 
 def test_passes_get_shorter_before_layers_recompute() -> None:
@@ -43,6 +46,20 @@ def test_what_was_chosen_fits_and_one_layer_fewer_would_not() -> None:
         tokens, recomputed = chosen(available)
         assert NEEDS.peak(tokens, recomputed) <= available
         assert not recomputed or NEEDS.peak(100, recomputed - 1) > available
+
+
+def test_mlps_recompute_before_whole_layers_do() -> None:
+    """Each is 3 bytes a token less of the 4 of its layer."""
+    needs = replace(NEEDS, mlp=3)
+
+    def ways(kept: int) -> tuple[int, int, int]:
+        return needs.choose(900 + 100 * (kept + 8), enough=100, plenty=500, layers=(0, 10))
+
+    assert [ways(kept)[1:] for kept in (60, 59, 57, 54, 31, 30, 29, 28, 21, 20)] == [
+        (0, 0), (0, 1), (0, 1), (0, 2), (0, 10), (0, 10), (1, 9), (2, 8), (9, 1), (10, 0),
+    ]  # fmt: skip
+    assert all(ways(kept)[0] >= 100 for kept in range(20, 60))
+    assert needs.choose(1_000, enough=100, plenty=500, layers=(10, 10))[1:] == (10, 0)
 
 
 @pytest.fixture
@@ -100,6 +117,18 @@ def test_a_compiled_layer_recomputes_as_it_was_compiled(tmp_path: Path) -> None:
     model(inputs_embeds=x, use_cache=False).logits.sum().backward()
     assert len(calls) == len(layers) + 1
     assert len(compiled) <= 2  # the first layer's input has no gradient
+
+
+def test_onednn_keeps_few_kernels_unless_told_otherwise(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    monkeypatch.setenv(name, "500")
+    read_inputs(settings)
+    assert os.environ[name] == "500"
+    monkeypatch.delenv(name)
+    read_inputs(settings)
+    assert os.environ[name] == "128"
 
 
 def test_where_there_is_room_nothing_is_recomputed(settings: TrainSettings) -> None:

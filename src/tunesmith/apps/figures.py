@@ -15,12 +15,17 @@ def size(count: float) -> str:
     return f"{count:.1f} GB"
 
 
-def a_pass(tokens: int, recomputed: int, layers: int) -> str:
+def a_pass(tokens: int, recomputed: int, mlps: int, layers: int) -> str:
     """How a step is cut: 2,048 tokens at most, 4 of 28 layers recomputed."""
     longest = t("{tokens:,} tokens at most", tokens=tokens)
-    if not recomputed:
-        return longest
-    return longest + t(", {part} of {all} layers recomputed", part=recomputed, all=layers)
+    if mlps:
+        return longest + t(
+            ", {part} of {all} layers and the MLPs of {mlps} recomputed",
+            part=recomputed, all=layers, mlps=mlps,
+        )  # fmt: skip
+    if recomputed:
+        return longest + t(", {part} of {all} layers recomputed", part=recomputed, all=layers)
+    return longest
 
 
 def duration(seconds: float) -> str:

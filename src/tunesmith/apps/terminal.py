@@ -268,7 +268,15 @@ def _plan(event: Planned) -> Table:
             ),
         ),
         (t("device"), f"{event.device}, {event.dtype}"),
-        (t("a pass"), a_pass(event.micro_batch_tokens, event.recomputed_layers, event.layers)),
+        (
+            t("a pass"),
+            a_pass(
+                event.micro_batch_tokens,
+                event.recomputed_layers,
+                event.recomputed_mlps,
+                event.layers,
+            ),
+        ),
     ]
     grid = Table.grid(padding=(0, 2))
     for name, value in rows:

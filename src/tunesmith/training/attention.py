@@ -4,6 +4,7 @@ PyTorch's own kernel multiplies blocks of 64 by 64 there, which reaches a sixth 
 with bf16 products can do. Scores are formed and normalised in float32, as that kernel does.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -17,23 +18,27 @@ class SegmentAttention(torch.autograd.Function):
     """Shapes: q (1, H, L, d), k and v (1, H_kv, S, d), mask (L, S) in float32, added to scores.
 
     Query l sees no key beyond S - L + l. H is a multiple of H_kv; each key head serves as many
-    query heads in a row.
+    query heads in a row. `scratch` is float32 to work in, `scratch_size` or more: memory that is
+    new costs a CPU more than the product that is written there.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, scratch: Tensor
+    ) -> Tensor:
         """Return (1, H, L, d)."""
         heads, keys, values = _grouped(q, k), k[0], v[0]
         weights = []
         outputs = []
         for start, stop, seen in _blocks(mask):
             queries = heads[:, :, start:stop].flatten(1, 2)
-            weights.append(_weights(queries, keys[:, :seen], mask[start:stop, :seen], scale))
+            shown = mask[start:stop, :seen]
+            weights.append(_weights(queries, keys[:, :seen], shown, scale, scratch))
             output = weights[-1] @ values[:, :seen]
             outputs.append(output.view(len(keys), -1, stop - start, output.shape[-1]))
         kept = weights if mask.numel() <= KEPT else []
         ctx.save_for_backward(q, k, v, mask, *kept)
-        ctx.scale = scale
+        ctx.scale, ctx.scratch = scale, scratch
         return torch.cat(outputs, 2).view(q.shape)
 
     @staticmethod
@@ -50,20 +55,28 @@ class SegmentAttention(torch.autograd.Function):
                 weights = kept[index]
             else:
                 shown = mask[start:stop, :seen]
-                weights = _weights(queries, keys[:, :seen], shown, ctx.scale)
+                weights = _weights(queries, keys[:, :seen], shown, ctx.scale, ctx.scratch)
             of_v[:, :seen].baddbmm_(weights.mT, gradient)
             of_weights = gradient @ values[:, :seen].mT
             of_scores = torch._softmax_backward_data(of_weights, weights, -1, weights.dtype)
             of_k[:, :seen].baddbmm_(of_scores.mT, queries)
             of_queries = (of_scores @ keys[:, :seen]).mul_(ctx.scale)
             of_q.append(of_queries.view(len(keys), -1, stop - start, of_queries.shape[-1]))
-        return torch.cat(of_q, 2).view(q.shape), of_k.mul_(ctx.scale)[None], of_v[None], None, None
+        of_k, of_v = of_k.mul_(ctx.scale)[None], of_v[None]
+        return torch.cat(of_q, 2).view(q.shape), of_k, of_v, None, None, None
 
 
-def _weights(queries: Tensor, keys: Tensor, mask: Tensor, scale: float) -> Tensor:
+def scratch_size(q: Tensor, k: Tensor) -> int:
+    """How many float32 `SegmentAttention` works in."""
+    return q.shape[1] * min(q.shape[2], BLOCK) * k.shape[2]
+
+
+def _weights(queries: Tensor, keys: Tensor, mask: Tensor, scale: float, scratch: Tensor) -> Tensor:
     """How much of each key every query takes, (H_kv, G·L, S) in the type of the queries."""
+    shape = (len(keys), queries.shape[1], keys.shape[1])
+    scores = scratch[: math.prod(shape)].view(shape)
     with torch.autocast("cpu", enabled=False):
-        scores = (queries.float() * scale) @ keys.float().mT
+        torch.bmm(queries.float() * scale, keys.float().mT, out=scores)
     scores.view(len(keys), -1, *mask.shape).add_(mask)
     return torch.softmax(scores, -1, out=scores).to(queries.dtype)
 

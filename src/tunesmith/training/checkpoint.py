@@ -34,7 +34,8 @@ class Progress:
     """How far training is, and how its steps are cut.
 
     `stale` counts evaluations since the best one. A pass has at most `micro_batch_tokens`, and the
-    first `recomputed_layers` compute their activations again in backward.
+    first `recomputed_layers` compute their activations again in backward; of the next
+    `recomputed_mlps` layers, the MLPs do.
     """
 
     step: int = 0
@@ -43,6 +44,7 @@ class Progress:
     stale: int = 0
     micro_batch_tokens: int = 0
     recomputed_layers: int = 0
+    recomputed_mlps: int = 0
 
     def cut_as(self, other: "Progress") -> "Progress":
         """As far as this, its steps cut like the other's."""
@@ -50,6 +52,7 @@ class Progress:
             self,
             micro_batch_tokens=other.micro_batch_tokens,
             recomputed_layers=other.recomputed_layers,
+            recomputed_mlps=other.recomputed_mlps,
         )
 
 

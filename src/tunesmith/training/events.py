@@ -19,7 +19,7 @@ class Planned:
     `samples` counts those trained on, `replay` of them are neutral questions; `cut` lost the end
     of an answer to the length limit, `dropped` had nothing left to train on. A step is cut into
     passes of at most `micro_batch_tokens`, and `recomputed_layers` of the `layers` that could
-    recompute their activations do.
+    recompute their activations do; of `recomputed_mlps` others, the MLPs do.
     """
 
     samples: int
@@ -37,6 +37,7 @@ class Planned:
     dtype: str
     micro_batch_tokens: int
     recomputed_layers: int
+    recomputed_mlps: int
     layers: int
 
 

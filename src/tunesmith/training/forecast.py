@@ -74,7 +74,7 @@ def forecast(
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     narrow_base(settings, model)
     progress = fit(settings, model, head, groups)
-    recompute_activations(model, progress.recomputed_layers)
+    recompute_activations(model, progress.recomputed_layers, progress.recomputed_mlps)
     planned = plan(inputs, model, groups, progress)
     yield planned
     compile_if_it_pays(settings, model, planned)

@@ -15,7 +15,7 @@ from torch import Tensor
 from tunesmith.data.packs import Pack, Sample, Segment, pack
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
-from tunesmith.training.attention import SegmentAttention
+from tunesmith.training.attention import SegmentAttention, scratch_size
 from tunesmith.training.head import Head, Targets
 from tunesmith.training.kernels.attention import Lengths, segments_attention
 
@@ -34,6 +34,7 @@ class PackAttention:
         self.segments = segments
         self.lengths = _lengths(segments, device) if device.type == "cuda" else None
         self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._scratch = torch.empty(0)
 
     def mask(self, q: Tensor, k: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
         """What is added to scores: -inf where a query does not see a key; (queries, keys).
@@ -49,6 +50,12 @@ class PackAttention:
             mask = torch.zeros(queries, keys, dtype=dtype, device=q.device)
             self._masks[shape] = mask.masked_fill_(unseen, float("-inf"))
         return self._masks[shape]
+
+    def scratch(self, size: int) -> Tensor:
+        """Memory on the CPU to work in, so many float32 or more; the same for all layers."""
+        if len(self._scratch) < size:
+            self._scratch = torch.empty(size)
+        return self._scratch
 
 
 def packed_attention(
@@ -85,7 +92,8 @@ def packed_attention(
         square = q.shape[2] == k.shape[2] and window is None
         if by_products:
             mask = pack_attention.mask(q, k, window, torch.float32)
-            output: Tensor = SegmentAttention.apply(q, k, v, mask, scale)  # type: ignore[no-untyped-call]
+            scratch = pack_attention.scratch(scratch_size(q, k))
+            output: Tensor = SegmentAttention.apply(q, k, v, mask, scale, scratch)  # type: ignore[no-untyped-call]
         elif softcap is not None:
             mask = pack_attention.mask(q, k, window, q.dtype)
             output = _capped_attention(q, k, v, mask, scale, softcap)

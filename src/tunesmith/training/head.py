@@ -6,7 +6,7 @@ rows is projected, its loss and its gradient are formed, and the logits are drop
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -62,9 +62,16 @@ class Head:
         return cls(layer.weight, layer.bias, float(scale), cap)
 
     @cached_property
-    def buffer(self) -> Tensor:
-        """A chunk's logits; kept on a CPU, to which new memory costs more than what is summed."""
-        return self.weight.new_empty(self.at_once, self.weight.shape[0])
+    def buffers(self) -> "Buffers":
+        """A chunk's; kept on a CPU, to which new memory costs more than what is summed in it."""
+        return self.new_buffers(self.at_once)
+
+    def new_buffers(self, rows: int) -> "Buffers":
+        """Memory for the logits of so many rows."""
+        narrow = self.weight.new_empty(rows, self.weight.shape[0])
+        if narrow.dtype in (torch.float32, torch.float64):
+            return narrow, narrow
+        return narrow, torch.empty_like(narrow, dtype=torch.float32)
 
     @property
     def at_once(self) -> int:
@@ -77,10 +84,12 @@ class Head:
         loss: Tensor = HeadLoss.apply(hidden, self, targets)  # type: ignore[no-untyped-call]
         return loss
 
-    def logits(self, hidden: Tensor, buffer: Tensor) -> Tensor:
-        """Of a few rows, (rows, vocab_size), in float32 or finer; the buffer is written over."""
-        exact = torch.float64 if buffer.dtype == torch.float64 else torch.float32
-        logits = torch.mm(hidden, self.weight.T, out=buffer[: len(hidden)]).to(exact)
+    def logits(self, hidden: Tensor, buffers: "Buffers") -> Tensor:
+        """Of a few rows, (rows, vocab_size), in float32 or finer: the second buffer."""
+        narrow, logits = (buffer[: len(hidden)] for buffer in buffers)
+        torch.mm(hidden, self.weight.T, out=narrow)
+        if logits.dtype != narrow.dtype:
+            logits.copy_(narrow)
         if self.bias is not None:
             logits += self.bias
         if self.scale != 1:
@@ -95,6 +104,10 @@ class Head:
         return [(start, min(start + self.at_once, rows)) for start in starts]
 
 
+Buffers = tuple[Tensor, Tensor]
+"""A chunk's logits as the head multiplies them, and in float32 or finer; one tensor if the same."""
+
+
 class HeadLoss(torch.autograd.Function):
     """Forms the gradient of the hidden states at once, since the logits will be gone."""
 
@@ -105,19 +118,22 @@ class HeadLoss(torch.autograd.Function):
         x = hidden.detach().to(head.weight.dtype)
         gradient = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         total = torch.zeros((), dtype=exact, device=hidden.device)
-        rows = min(len(x), head.at_once)
-        buffer = x.new_empty(rows, len(head.weight)) if x.is_cuda else head.buffer
-        chunk = _kernel_chunk if _kernel_fits(head, x) else _chunk
+        if _kernel_fits(head, x):
+            chunk = _kernel_chunk
+        else:
+            buffers = head.new_buffers(min(len(x), head.at_once)) if x.is_cuda else head.buffers
+            chunk = partial(_chunk, buffers)
         for start, stop in head.chunks(len(x)):
             first, last = targets.starts[start], targets.starts[stop]
             said = (targets.row[first:last] - start, targets.token[first:last])
             weight = targets.weight[first:last]
             every = torch.zeros(stop - start, dtype=exact, device=x.device)
             every.index_add_(0, said[0], weight)
-            loss, of_logits = chunk(head, x[start:stop], buffer, said, weight, every)
+            loss, of_logits = chunk(head, x[start:stop], said, weight, every)
             total += loss
             if gradient is not None:
-                torch.mm(of_logits().to(x.dtype), head.weight, out=gradient[start:stop])
+                torch.mm(of_logits(), head.weight, out=gradient[start:stop])
+            del of_logits  # it holds the chunk's logits
         ctx.gradient = gradient
         ctx.dtype = hidden.dtype
         return total
@@ -134,10 +150,10 @@ Said = tuple[Tensor, Tensor]
 
 
 def _chunk(
-    head: Head, x: Tensor, buffer: Tensor, said: Said, weight: Tensor, every: Tensor
+    buffers: Buffers, head: Head, x: Tensor, said: Said, weight: Tensor, every: Tensor
 ) -> tuple[Tensor, Callable[[], Tensor]]:
-    """The loss of a few rows, and how to get the gradient of their logits."""
-    logits = head.logits(x, buffer)
+    """The loss of a few rows, and how to get the gradient of their logits, in x's type."""
+    logits = head.logits(x, buffers)
     chosen = (logits[said] * weight).sum()
     slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
     highest = logits.amax(-1, keepdim=True)
@@ -152,18 +168,19 @@ def _chunk(
             of_logits *= slope
         if head.scale != 1:
             of_logits *= head.scale
-        return of_logits
+        narrow = buffers[0][: len(x)]
+        return of_logits if of_logits.dtype == narrow.dtype else narrow.copy_(of_logits)
 
     return loss, gradient
 
 
 def _kernel_chunk(
-    head: Head, x: Tensor, buffer: Tensor, said: Said, weight: Tensor, every: Tensor
+    head: Head, x: Tensor, said: Said, weight: Tensor, every: Tensor
 ) -> tuple[Tensor, Callable[[], Tensor]]:
     """`_chunk` in one kernel over the logits, which stay in bf16; no token twice in a row."""
     from tunesmith.training.kernels.softmax import softmax_
 
-    logits = torch.mm(x, head.weight.T, out=buffer[: len(x)])
+    logits = x @ head.weight.T
     chosen = logits[said].float() * head.scale
     normaliser = softmax_(logits, every, head.scale)
     loss = (normaliser * every).sum() - (chosen * weight).sum()

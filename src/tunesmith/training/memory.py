@@ -1,8 +1,10 @@
 """Memory: what a pass takes, what there is, and how a step is cut so that it fits.
 
 Between forward and backward each token of a pass keeps its activations. A layer that recomputes
-keeps only its input, and costs another forward of its own. So passes get shorter first, down to
-where short ones lose speed, and only then do layers recompute, no more of them than needed.
+keeps only its input, and costs another forward of its own; one that recomputes only its MLP's gate
+and up keeps a third of what it kept, and costs half of that. So passes get shorter first, down to
+where short ones lose speed. Only then do MLPs recompute, and after them whole layers, no more of
+them than needed.
 """
 
 import resource
@@ -52,37 +54,45 @@ class Needs:
         head: What the head works with, a chunk of logits and its copies.
         token: What a token keeps for backward if nothing is recomputed.
         layer: How much less it keeps for each layer that recomputes.
+        mlp: How much less for each that recomputes only in its MLP; 0 if none can.
     """
 
     fixed: float
     head: float
     token: float
     layer: float
+    mlp: float = 0.0
 
-    def peak(self, tokens: int, recomputed: int) -> float:
+    def peak(self, tokens: int, layers: int, mlps: int = 0) -> float:
         """Of a pass: beside what its tokens keep, first the head works, then layer after layer."""
-        kept = tokens * (self.token - recomputed * self.layer)
+        kept = tokens * self._kept(layers, mlps)
         return self.fixed + kept + max(self.head, tokens * 2 * self.layer)
 
-    def tokens(self, available: float, recomputed: int) -> int:
+    def tokens(self, available: float, layers: int, mlps: int = 0) -> int:
         """The longest pass that fits."""
-        each = self.token - recomputed * self.layer
+        each = self._kept(layers, mlps)
         room = max(0.0, available - self.fixed)
         return int(min(max(0.0, room - self.head) / each, room / (each + 2 * self.layer)))
 
     def choose(
         self, available: float, *, enough: int, plenty: int, layers: tuple[int, int]
-    ) -> tuple[int, int]:
-        """Tokens of a pass, and layers that recompute: the fewest with which `enough` tokens fit.
+    ) -> tuple[int, int, int]:
+        """Tokens of a pass, and layers and MLPs that recompute: the least to let `enough` fit.
 
-        `layers` bounds the latter. Where not even the most do, the tokens that fit are fewer.
+        `layers` bounds how many layers do. Where not even the most let them, fewer tokens fit.
         """
         fewest, most = layers
-        for recomputed in range(fewest, most + 1):
-            tokens = self.tokens(available, recomputed)
+        mlps = most if self.mlp and fewest < most else 0
+        ways = [(fewest, count) for count in range(mlps)]
+        ways += [(count, max(0, mlps - count)) for count in range(fewest, most + 1)]
+        for way in ways:
+            tokens = self.tokens(available, *way)
             if tokens >= enough:
                 break
-        return min(tokens, plenty), recomputed
+        return min(tokens, plenty), *way
+
+    def _kept(self, layers: int, mlps: int) -> float:
+        return self.token - layers * self.layer - mlps * self.mlp
 
 
 def fit(
@@ -91,7 +101,7 @@ def fit(
     head: Head | None,
     groups: Groups,
 ) -> Progress:
-    """How a run begins: with passes of how many tokens, and how many layers that recompute.
+    """How a run begins: with passes of how many tokens, and what is recomputed.
 
     Raises:
         TrainingError: Not even the longest group fits into `memory_gb`.
@@ -109,15 +119,19 @@ def fit(
     available = available_memory(model.device, limit)
     if bounds[0] != bounds[1] and needs.tokens(available, 0) < enough:
         needs = measure(model, head, probe, bounds[1])
-    tokens, recomputed = needs.choose(available, enough=enough, plenty=plenty, layers=bounds)
+    tokens, recomputed, mlps = needs.choose(available, enough=enough, plenty=plenty, layers=bounds)
     if limit is not None and tokens < longest:
         raise TrainingError(
             t("The longest sample, {tokens:,} tokens, needs about {needed:.1f} GB, and "
               "--memory-gb {limit:g} leaves {available:.1f}; raise it, or lower --max-length.",
-              tokens=longest, needed=needs.peak(longest, recomputed) / GB, limit=limit,
+              tokens=longest, needed=needs.peak(longest, recomputed, mlps) / GB, limit=limit,
               available=available / GB)
         )  # fmt: skip
-    return Progress(micro_batch_tokens=wanted or max(tokens, longest), recomputed_layers=recomputed)
+    return Progress(
+        micro_batch_tokens=wanted or max(tokens, longest),
+        recomputed_layers=recomputed,
+        recomputed_mlps=mlps,
+    )
 
 
 def measure(model: "PeftModel", head: Head | None, packed: Pack, most: int) -> Needs:
@@ -127,17 +141,19 @@ def measure(model: "PeftModel", head: Head | None, packed: Pack, most: int) -> N
     """
     model.train()
 
-    def kept(recomputed: int) -> float:
-        recompute_activations(model, recomputed)
+    def kept(layers: int, mlps: int = 0) -> float:
+        recompute_activations(model, layers, mlps)
         with arithmetic(model.get_base_model()):
             bytes_kept = _kept(model, lambda: pack_loss(model, packed, head))
         return bytes_kept / len(packed.tokens)
 
     if model.device.type == "cuda":
         kept(0)  # a first pass also makes what stays: workspaces, kernels
-    token = kept(0)
+    token, mlp = kept(0), 0.0
     if most:
         layer = (token - kept(most) - _unseen(model, most)) / most
+        if any(map(mlps_of, layers_of(model))):
+            mlp = (token - kept(0, most)) / most
     else:
         layer = token / max(1, len(layers_of(model)))
     recompute_activations(model, 0)
@@ -148,6 +164,7 @@ def measure(model: "PeftModel", head: Head | None, packed: Pack, most: int) -> N
         head=HEAD_COPIES * CHUNK_BYTES[kind],
         token=FRAGMENTED[kind] * token,
         layer=FRAGMENTED[kind] * max(0.0, layer),
+        mlp=FRAGMENTED[kind] * max(0.0, mlp),
     )
 
 
@@ -158,10 +175,16 @@ def layers_of(model: torch.nn.Module) -> list[torch.nn.Module]:
     return [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
 
 
-def recompute_activations(model: "PeftModel | PreTrainedModel", count: int) -> None:
+def mlps_of(layer: torch.nn.Module) -> list[Any]:
+    """The MLPs that can compute gate and up again: they have an attribute `recomputes`."""
+    return [part for part in layer.modules() if part is not layer and hasattr(part, "recomputes")]
+
+
+def recompute_activations(model: "PeftModel | PreTrainedModel", count: int, mlps: int = 0) -> None:
     """Let the first `count` layers keep only their input and compute the rest again in backward.
 
-    The first, since in backward they come last, when the others have let go of what they kept.
+    The first, since in backward they come last, when the others have let go of what they kept. The
+    next `mlps` layers compute only gate and up again, if theirs can.
     """
     for number, layer in enumerate(layers_of(model)):
         own: Any = type(layer)
@@ -169,6 +192,8 @@ def recompute_activations(model: "PeftModel | PreTrainedModel", count: int) -> N
             layer.__class__ = _recomputing(own)
             layer.draws = _draws(layer)  # type: ignore[assignment]
         layer.recomputes = number < count  # type: ignore[assignment]
+        for mlp in mlps_of(layer):
+            mlp.recomputes = 0 <= number - count < mlps
 
 
 class Recomputing(nn.Module):

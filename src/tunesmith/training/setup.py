@@ -23,6 +23,7 @@ from tunesmith.training.device import (
     choose_dtype,
     computes_wide,
     has_kernels,
+    keep_few_kernels,
     require_machine,
 )
 from tunesmith.training.events import Planned, Replaying
@@ -80,6 +81,7 @@ def read_inputs(settings: TrainSettings) -> Inputs:
         TunesmithError: A part is missing or broken.
     """
     require_machine(settings)
+    keep_few_kernels()
     model = locate(settings.model)
     tokenizer = load_tokenizer(model)
     return Inputs(settings, model, tokenizer, Renderer(tokenizer), prepare(settings, tokenizer))
@@ -173,6 +175,7 @@ def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress)
         dtype=str(choose_dtype(settings, model.device)).removeprefix("torch."),
         micro_batch_tokens=progress.micro_batch_tokens,
         recomputed_layers=progress.recomputed_layers,
+        recomputed_mlps=progress.recomputed_mlps,
         layers=len(layers_of(model)),
     )
 

@@ -100,7 +100,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     if progress is None or _other_passes(settings, run.settings):
         fitted = fit(settings, model, head, groups)
         progress = fitted if progress is None else progress.cut_as(fitted)
-    recompute_activations(model, progress.recomputed_layers)
+    recompute_activations(model, progress.recomputed_layers, progress.recomputed_mlps)
     planned = plan(inputs, model, groups, progress)
     yield planned
     compile_if_it_pays(settings, model, planned)
@@ -206,7 +206,7 @@ class Work:
             return replace(progress, micro_batch_tokens=max(longest, tried // 2))
         if progress.recomputed_layers < layers:
             recompute_activations(self.model, layers)
-            return replace(progress, recomputed_layers=layers)
+            return replace(progress, recomputed_layers=layers, recomputed_mlps=0)
         raise TrainingError(
             t("Memory ran out on a single sample of {tokens:,} tokens, its activations recomputed; "
               "lower --max-length.", tokens=longest)

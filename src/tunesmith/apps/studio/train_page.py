@@ -90,7 +90,10 @@ def _show_plan(planned: dict[str, Any], forecast: dict[str, Any]) -> None:
             held_out=planned["held_out"],
             rate=planned["learning_rate"],
             a_pass=a_pass(
-                planned["micro_batch_tokens"], planned["recomputed_layers"], planned["layers"]
+                planned["micro_batch_tokens"],
+                planned["recomputed_layers"],
+                planned["recomputed_mlps"],
+                planned["layers"],
             ),
         )
     )

@@ -154,7 +154,13 @@ class Stack(nn.Module):
 
 
 class KernelMlp(nn.Module):
-    """Before the model's own MLP in the order of its classes: down(silu(gate(x)) · up(x))."""
+    """Before the model's own MLP in the order of its classes: down(silu(gate(x)) · up(x)).
+
+    Attributes:
+        recomputes: Whether gate and up are computed again in backward, to save memory.
+    """
+
+    recomputes = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, D) for x (…, D)."""
@@ -167,7 +173,9 @@ class KernelMlp(nn.Module):
         for part in ("row_scale", "turned"):
             frozen += [one for stack in stacks if (one := getattr(stack, part)) is not None]
         a, b = zip(*(stack.low() for stack in stacks), strict=True)
-        output: Tensor = LoraMlp.apply(x.to(torch.bfloat16), len(frozen), *frozen, *a, *b)
+        output: Tensor = LoraMlp.apply(
+            x.to(torch.bfloat16), not self.recomputes, len(frozen), *frozen, *a, *b
+        )
         return output
 
 

@@ -37,12 +37,14 @@ def _lora_backward(
 
 
 def _lora_mlp(
-    rows: Tensor, weights: list[Tensor], row_scales: list[Tensor], a: list[Tensor], b: list[Tensor]
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    rows: Tensor, weights: list[Tensor], row_scales: list[Tensor], a: list[Tensor], b: list[Tensor],
+    keep: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """down(silu(gate(rows)) · up(rows)), each with its LoRA.
 
     The lists are of two: gate and up in one, N rows each, and down. Returns the output (M, out),
-    gate and up without LoRA's part (M, 2 N), and what the two a make of their inputs, (M, r).
+    gate and up without LoRA's part (M, 2 N) if to `keep`, else (0, 2 N), and what the two a make
+    of their inputs, (M, r).
     """
     scale, scale_down = row_scales or (None, None)
     inner = rows @ a[0].T
@@ -50,7 +52,7 @@ def _lora_mlp(
     act = swiglu(wide, inner, b[0])
     inner_down = act @ a[1].T
     output = _forward(act, inner_down, b[1], None, weights[1], scale_down)
-    return output, wide, inner, inner_down
+    return output, wide if keep else wide.new_empty(0, wide.shape[1]), inner, inner_down
 
 
 def _lora_mlp_backward(
@@ -58,14 +60,18 @@ def _lora_mlp_backward(
     weights: list[Tensor], row_scales: list[Tensor], turned: list[Tensor], a: list[Tensor],
     b: list[Tensor],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of rows, of the two a, and of the two b."""
+    """Return the gradients of rows, of the two a, and of the two b.
+
+    A `wide` without rows is computed again.
+    """
     scale, scale_down = row_scales or (None, None)
     back, back_down = turned or (None, None)
     of_inner_down = of_y @ b[1]
     of_act = _product_back(of_y, weights[1], scale_down, back_down)
+    wide = wide if len(wide) else _product(rows, weights[0], scale)
     of_wide, act = swiglu_backward(of_act, of_inner_down, a[1], wide, inner, b[0])
     of_a_down = of_inner_down.T @ act
-    del act, of_act
+    del act, of_act, wide
     of_inner = of_wide @ b[0]
     of_rows = _back(of_wide, of_inner, a[0], weights[0], scale, back)
     return of_rows, of_inner.T @ rows, of_a_down, of_wide.T @ inner, of_y.T @ inner_down
@@ -96,14 +102,17 @@ class LoraLinear(torch.autograd.Function):
 
 
 class LoraMlp(torch.autograd.Function):
-    """`lora_mlp` with its gradients; `frozen` is the two weights, their scales, and them turned."""
+    """`lora_mlp` with its gradients, gate and up kept for backward or computed again there."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, frozen: int, *tensors: Tensor) -> Tensor:
-        """Return (…, out); `tensors` are `frozen` frozen ones, two a and two b."""
+    def forward(ctx: Any, x: Tensor, keep: bool, frozen: int, *tensors: Tensor) -> Tensor:
+        """Return (…, out); `tensors` are the frozen ones, two a and two b.
+
+        The `frozen` frozen ones are the two weights, their scales, and them turned.
+        """
         rows = x.reshape(-1, x.shape[-1])
         fixed, low = list(tensors[:frozen]), list(tensors[frozen:])
-        y, *kept = lora_mlp(rows, fixed[:2], fixed[2:4], low[:2], low[2:])
+        y, *kept = lora_mlp(rows, fixed[:2], fixed[2:4], low[:2], low[2:], keep)
         ctx.save_for_backward(rows, *kept, *tensors)
         ctx.frozen = frozen
         return y.view(*x.shape[:-1], -1)
@@ -118,7 +127,8 @@ class LoraMlp(torch.autograd.Function):
         of_rows, *of_low = lora_mlp_backward(
             of_y, rows, wide, inner, inner_down, fixed[:2], fixed[2:4], fixed[4:], low[:2], low[2:]
         )
-        return of_rows.view(*gradient.shape[:-1], -1), None, *(None,) * ctx.frozen, *of_low
+        of_x = of_rows.view(*gradient.shape[:-1], -1)
+        return of_x, None, None, *(None,) * ctx.frozen, *of_low
 
 
 def _forward(
@@ -179,10 +189,13 @@ def _lora_backward_shapes(of_y: Any, rows: Tensor, inner: Any, weight: Any, row_
     return torch.empty_like(rows), torch.empty_like(a), torch.empty_like(b)
 
 
-def _lora_mlp_shapes(rows: Tensor, weights: Any, row_scales: Any, a: Any, b: Any) -> Any:
+def _lora_mlp_shapes(
+    rows: Tensor, weights: Any, row_scales: Any, a: Any, b: Any, keep: bool
+) -> Any:
     # Not len(), which would tie the compiled layer to one length of pack.
-    sizes = (b[1].shape[0], b[0].shape[0], a[0].shape[0], a[1].shape[0])
-    return tuple(rows.new_empty(rows.shape[0], size) for size in sizes)
+    count = rows.shape[0]
+    of_each = ((count, b[1]), (count if keep else 0, b[0]), (count, a[0]), (count, a[1]))
+    return tuple(rows.new_empty(length, low.shape[0]) for length, low in of_each)
 
 
 def _lora_mlp_backward_shapes(of_y: Any, rows: Tensor, wide: Any, inner: Any, inner_down: Any,
