@@ -17,6 +17,7 @@ import random
 import statistics
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -100,14 +101,26 @@ def peer_seconds(layers: int, samples: Sequence[Sample], *, liger: bool) -> tupl
         auto: Any = AutoModelForCausalLM
         model = auto.from_config(qwen2_7b(layers), dtype=torch.bfloat16)
     model.enable_input_require_grads()
+    job = peer_job(len(samples), per_device=4, dropout=0.1)
+    return trainer_seconds(with_lora(model, job), job, samples, use_liger_kernel=liger)
+
+
+def peer_job(samples: int, *, per_device: int, dropout: float) -> Job:
+    """Three steps, each of all the samples."""
+    return Job(
+        model="", rows="", system="", initial="", samples=samples, per_device=per_device,
+        steps=3, max_length=4096, dtype="bfloat16", dropout=dropout,
+    )  # fmt: skip
+
+
+def trainer_seconds(
+    model: Any, job: Job, samples: Sequence[Sample], **more: Any
+) -> tuple[float, float]:
+    """The same of Trainer, on a model with its adapter."""
     with TemporaryDirectory() as folder:
-        job = Job(
-            model="", rows=f"{folder}/rows", system="", initial="", samples=len(samples),
-            per_device=4, steps=3, max_length=4096, dtype="bfloat16", dropout=0.1,
-        )  # fmt: skip
         trainer = watched()(
-            model=with_lora(model, job),
-            args=arguments(job, use_liger_kernel=liger),
+            model=model,
+            args=arguments(replace(job, rows=f"{folder}/rows"), **more),
             train_dataset=[_labelled(sample) for sample in samples] * job.steps,
             data_collator=_padded,
         )

@@ -22,6 +22,8 @@ from tunesmith.training.events import Evaluated, Finished, Planned, Step
 from tunesmith.training.lora import add_lora, trainable
 from tunesmith.training.train import train
 
+BY_THE_COMPILER = pytest.mark.filterwarnings("default")  # for it warns of itself
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -206,6 +208,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @needs_gpu
+@BY_THE_COMPILER
 @pytest.mark.parametrize("dropout", [0.0, 0.1])
 def test_kernels_and_compiled_layers_over_it_have_the_gradients_of_plain_lines(
     dropout: float, wide: Path, home: Path
@@ -246,6 +249,7 @@ def test_kernels_and_compiled_layers_over_it_have_the_gradients_of_plain_lines(
 
 
 @needs_gpu
+@BY_THE_COMPILER
 def test_on_a_gpu_it_trains_compiled_and_the_model_is_never_whole_there(
     wide: Path, settings: TrainSettings
 ) -> None:
