@@ -162,7 +162,7 @@ def compared(case: Case, model: Path, data: Path, run: Path) -> str:
     cells = (
         case.name,
         f"{planned['micro_batch_tokens']:,}",
-        f"{planned['recomputed_layers']} of {planned['layers']}",
+        f"{planned['recomputed_layers']} of {planned['layers']}, MLPs of {planned['recomputed_mlps']}",
         f"{forecast['memory'] / 1e9:.2f}",
         f"{memory / 1e9:.2f}",
         f"{forecast['memory'] / memory - 1:+.0%}",

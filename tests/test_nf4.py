@@ -213,7 +213,10 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_kernels_and_compiled_layers_over_it_have_the_gradients_of_plain_lines(
     dropout: float, wide: Path, home: Path
 ) -> None:
-    """Bound: two products in bf16 differ by hundredths here; other entries are dropped."""
+    """Bounds: two products in bf16 differ by hundredths here; other entries are dropped.
+
+    What is compiled rounds less often, and plain lines in bf16 lie 0.11 from those in float32.
+    """
     from tunesmith.data.packs import Sample, pack
     from tunesmith.training.compiled import compile_layers
     from tunesmith.training.forward import ATTENTION, arithmetic, pack_loss, register_attention
@@ -245,7 +248,7 @@ def test_kernels_and_compiled_layers_over_it_have_the_gradients_of_plain_lines(
     assert sizes == [3, 1, 2, 1] * 2
     assert distance(gradients(), expected) < 0.06
     compile_layers(tuned)
-    assert distance(gradients(), expected) < (2.0 if dropout else 0.06)
+    assert distance(gradients(), expected) < (2.0 if dropout else 0.15)
 
 
 @needs_gpu
