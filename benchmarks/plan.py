@@ -159,10 +159,12 @@ def compared(case: Case, model: Path, data: Path, run: Path) -> str:
     happened = list(told(["train", *flags, "--out", str(run)]))
     seconds = next(at for at, event in happened if event["event"] == "Finished")
     memory = max(event["memory"] for _, event in happened if event["event"] == "Step")
+    mlps = planned["recomputed_mlps"]
     cells = (
         case.name,
         f"{planned['micro_batch_tokens']:,}",
-        f"{planned['recomputed_layers']} of {planned['layers']}, MLPs of {planned['recomputed_mlps']}",
+        f"{planned['recomputed_layers']} of {planned['layers']}"
+        + (f", and the MLPs of {mlps}" if mlps else ""),
         f"{forecast['memory'] / 1e9:.2f}",
         f"{memory / 1e9:.2f}",
         f"{forecast['memory'] / memory - 1:+.0%}",
