@@ -137,7 +137,7 @@ def told(command: list[str]) -> Iterator[tuple[float, dict[str, Any]]]:
         begun = time.monotonic()
         process = subprocess.Popen(
             [*TUNESMITH, *command, "--json"],
-            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": compiled},
+            env={**os.environ, "TORCHINDUCTOR_CACHE_DIR": compiled, "TRITON_CACHE_DIR": compiled},
             stdout=subprocess.PIPE,
         )
         with process:

@@ -12,6 +12,7 @@ from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.errors import TrainingError
 from tunesmith.training.device import has_kernels
+from tunesmith.training.head import Head, Targets
 from tunesmith.training.train import train
 
 GPU = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -47,6 +48,20 @@ def test_swiglu_and_its_gradients_with_lora_on_the_way() -> None:
     assert whole.grad is not None
     assert distance(of_wide, whole.grad) < 0.004
     assert distance(again, expected) < 0.004
+
+
+@needs_gpu
+def test_the_heads_loss_takes_no_more_memory_than_is_said() -> None:
+    head = Head(random(50_000, 64), None, 1.0, None)
+    rows = 2 * head.at_once
+    hidden = random(rows, 64).requires_grad_()
+    row = torch.arange(rows, device=GPU)
+    targets = Targets(row, row % 50_000, torch.ones(rows, device=GPU), tuple(range(rows + 1)))
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    head.loss(hidden, targets)
+    taken = torch.cuda.max_memory_allocated() - before
+    assert 0.8 * head.working_bytes < taken < 1.1 * head.working_bytes
 
 
 @needs_gpu

@@ -12,9 +12,12 @@ import torch
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.data.identity import write_identity
+from tunesmith.data.packs import Pack
 from tunesmith.errors import TrainingError
 from tunesmith.training import memory
 from tunesmith.training.events import Planned, Step
+from tunesmith.training.forecast import forecast
+from tunesmith.training.forward import pack_loss
 from tunesmith.training.memory import GB, Needs, used_memory
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import load, read_inputs
@@ -156,6 +159,38 @@ def test_a_limit_on_memory_makes_passes_shorter(
     most = memory.fit(settings, model, None, groups)
     assert groups.longest <= least.micro_batch_tokens < most.micro_batch_tokens
     assert most.recomputed_layers == 0
+
+
+def test_what_a_pass_keeps_is_seen_in_a_shorter_one_if_the_usual_does_not_fit(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Memory that is out at 100 tokens: here no allocator can be told to have so little."""
+    tried: list[int] = []
+    loss = pack_loss
+
+    def scarce(model: Any, packed: Pack, head: Any) -> Any:
+        tried.append(len(packed.tokens))
+        if len(packed.tokens) > 100:
+            raise torch.OutOfMemoryError
+        return loss(model, packed, head)
+
+    usual = planned(replace(settings, out=Path("usual")))
+    monkeypatch.setattr(memory, "pack_loss", scarce)
+    assert planned(settings) == usual
+    assert tried[0] == 128
+    assert tried[-1] == 64
+
+
+def test_memory_that_is_out_before_a_step_is_told_in_a_sentence(
+    settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(*_: object) -> None:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(memory, "pack_loss", none)
+    for start in (train, forecast):
+        with pytest.raises(TrainingError, match="Memory ran out before a step"):
+            list(start(settings))
 
 
 def test_a_limit_that_cannot_be_kept_is_refused(settings: TrainSettings) -> None:

@@ -308,6 +308,17 @@ def test_a_resumed_run_is_the_run_itself(settings: TrainSettings, tmp_path: Path
     assert adapter_bytes(settings.out) == adapter_bytes(tmp_path / "whole")
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_goes_on_on_a_gpu(dtype: str, settings: TrainSettings, tmp_path: Path) -> None:
+    there = replace(settings, device="cuda", dtype=dtype)
+    whole = only(list(train(replace(there, out=tmp_path / "whole"))), Step)
+    run_to(there, 3)
+    rest = only(list(train(there, resume=True)), Step)
+    expected = [step.loss for step in whole if step.step > 2]
+    assert [step.loss for step in rest] == pytest.approx(expected, rel=0.01)
+
+
 def test_a_corrupt_checkpoint_is_passed_over_and_named(settings: TrainSettings) -> None:
     run_to(settings, 5)
     assert settings.out is not None

@@ -112,9 +112,7 @@ def load_checkpoint(path: Path, model: "PeftModel", optimizer: torch.optim.Optim
     moments = load_file(path / "optimizer.safetensors")
     for name, parameter in trainable(model).items():
         optimizer.state[parameter] = {
-            key: moments[f"{name}:{key}"].to(
-                parameter.device if key != "step" else "cpu", copy=True
-            )
+            key: moments[f"{name}:{key}"].to(parameter.device, copy=True)
             for key in ("step", "exp_avg", "exp_avg_sq")
         }
     return Progress(**read_json(path / "progress.json"))

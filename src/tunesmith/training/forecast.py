@@ -20,7 +20,12 @@ from tunesmith.training.compiled import compile_if_it_pays
 from tunesmith.training.events import Planned, Replaying, Shrunk
 from tunesmith.training.forward import arithmetic, prove_packing
 from tunesmith.training.lora import trainable
-from tunesmith.training.memory import fit, peak_memory, recompute_activations
+from tunesmith.training.memory import (
+    fit,
+    peak_memory,
+    recompute_activations,
+    telling_of_memory,
+)
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import Inputs, load, narrow_base, plan, read_inputs
@@ -64,6 +69,13 @@ def forecast(
     Raises:
         TunesmithError: Whatever would keep the training itself from beginning.
     """
+    with telling_of_memory():
+        yield from _forecast(settings, before)
+
+
+def _forecast(
+    settings: TrainSettings, before: float
+) -> Iterator[Replaying | Planned | Shrunk | Forecast]:
     begun = time.perf_counter()
     inputs = read_inputs(settings)
     model = load(inputs)

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 CHUNK_BYTES = {"cpu": 64 << 20, "cuda": 1 << 30}  # of float32 logits at once
+COPIES = 3  # of a chunk's logits, in float32, where they are not all formed in place
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,12 @@ class Head:
         """Rows whose logits fit beside one another."""
         budget = CHUNK_BYTES.get(self.weight.device.type, CHUNK_BYTES["cpu"])
         return max(1, budget // (4 * self.weight.shape[0]))
+
+    @property
+    def working_bytes(self) -> int:
+        """Bytes that a chunk works with: its logits, and copies unless a kernel needs none."""
+        logits = self.at_once * self.weight.shape[0]
+        return logits * (self.weight.itemsize if _kernel_fits(self, self.weight) else 4 * COPIES)
 
     def loss(self, hidden: Tensor, targets: Targets) -> Tensor:
         """Sum over the targets of weight × negative log likelihood; hidden (rows, D); a scalar."""

@@ -9,7 +9,8 @@ them than needed.
 
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from itertools import chain, cycle, islice
@@ -27,7 +28,7 @@ from tunesmith.errors import TrainingError
 from tunesmith.language import t
 from tunesmith.training.checkpoint import Progress
 from tunesmith.training.forward import arithmetic, pack_loss
-from tunesmith.training.head import CHUNK_BYTES, Head
+from tunesmith.training.head import CHUNK_BYTES, COPIES, Head
 from tunesmith.training.lora import trainable
 from tunesmith.training.samples import Groups
 
@@ -36,10 +37,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 PROBE = {"cpu": 128, "cuda": 1024}  # tokens of the pass that is measured
+SHORTEST_PROBE = 64  # of a shorter one, what is no token's would count too much
 ENOUGH = {"cpu": 512, "cuda": 8192}  # shorter passes lose speed
 PLENTY = {"cpu": 1024, "cuda": 16_384}  # longer ones gain none
 FREE_SHARE = 0.9  # of what is free: the rest is for fragments, and for others
-HEAD_COPIES = 3  # of a chunk's logits, in float32
 FRAGMENTED = {"cpu": 1.35, "cuda": 1.0}  # what malloc holds for what is kept; a GPU's is exact
 GB = 10**9
 CGROUP = Path("/sys/fs/cgroup")
@@ -111,14 +112,13 @@ def fit(
     bounds = _layers_to_recompute(settings, len(layers_of(model)))
     if wanted is not None and bounds[0] == bounds[1]:
         return Progress(micro_batch_tokens=wanted, recomputed_layers=bounds[0])
-    probe = _probe(groups, PROBE[kind])
     longest, step = groups.longest, groups.tokens * settings.batch_size // len(groups)
     enough = max(longest, wanted or min(ENOUGH[kind], step))
     plenty = max(longest, wanted or PLENTY[kind])
-    needs = measure(model, head, probe, bounds[0])
+    needs = _measured(model, head, groups, bounds[0])
     available = available_memory(model.device, limit)
     if bounds[0] != bounds[1] and needs.tokens(available, 0) < enough:
-        needs = measure(model, head, probe, bounds[1])
+        needs = _measured(model, head, groups, bounds[1])
     tokens, recomputed, mlps = needs.choose(available, enough=enough, plenty=plenty, layers=bounds)
     if limit is not None and tokens < longest:
         raise TrainingError(
@@ -161,7 +161,7 @@ def measure(model: "PeftModel", head: Head | None, packed: Pack, most: int) -> N
     kind = "cuda" if model.device.type == "cuda" else "cpu"
     return Needs(
         fixed=used_memory(model.device) + 3 * trained,  # gradients and two moments
-        head=HEAD_COPIES * CHUNK_BYTES[kind],
+        head=COPIES * CHUNK_BYTES[kind] if head is None else head.working_bytes,
         token=FRAGMENTED[kind] * token,
         layer=FRAGMENTED[kind] * max(0.0, layer),
         mlp=FRAGMENTED[kind] * max(0.0, mlp),
@@ -261,6 +261,30 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """PyTorch's CPU allocator has no error class of its own."""
+    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
+    return named or "allocate memory" in str(error)
+
+
+@contextmanager
+def telling_of_memory() -> Iterator[None]:
+    """Say in a sentence that memory ran out where nothing could be made smaller.
+
+    Raises:
+        TrainingError: It did.
+    """
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise TrainingError(
+            t("Memory ran out before a step of training; give it more (--memory-gb, if that is "
+              "set), or take a smaller model or --base-dtype nf4.")
+        ) from error  # fmt: skip
+
+
 def _layers_to_recompute(settings: TrainSettings, count: int) -> tuple[int, int]:
     match settings.gradient_checkpointing:
         case None:
@@ -269,6 +293,19 @@ def _layers_to_recompute(settings: TrainSettings, count: int) -> tuple[int, int]
             return count, count
         case False:
             return 0, 0
+
+
+def _measured(model: "PeftModel", head: Head | None, groups: Groups, most: int) -> Needs:
+    """`measure` over a pass as long as fits: nothing is recomputed in it yet."""
+    tokens = PROBE[model.device.type]
+    while True:
+        try:
+            return measure(model, head, _probe(groups, tokens), most)
+        except torch.OutOfMemoryError:
+            if tokens <= SHORTEST_PROBE:
+                raise
+        torch.cuda.empty_cache()
+        tokens //= 2
 
 
 def _probe(groups: Groups, tokens: int) -> Pack:

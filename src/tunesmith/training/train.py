@@ -40,7 +40,14 @@ from tunesmith.training.events import (
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.head import Head
 from tunesmith.training.lora import trainable
-from tunesmith.training.memory import fit, layers_of, peak_memory, recompute_activations
+from tunesmith.training.memory import (
+    fit,
+    is_out_of_memory,
+    layers_of,
+    peak_memory,
+    recompute_activations,
+    telling_of_memory,
+)
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import (
     Inputs,
@@ -72,9 +79,10 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
     run = open_run(inputs, resume=resume)
     with run.lock():
         try:
-            for event in _train(run, inputs):
-                run.record(event)
-                yield event
+            with telling_of_memory():
+                for event in _train(run, inputs):
+                    run.record(event)
+                    yield event
         except TunesmithError as error:
             path, _ = checkpoint.newest_checkpoint(run)
             failed = Failed(reason=str(error), checkpoint=path)
@@ -162,8 +170,8 @@ class Work:
         groups = self.batch(step)
         try:
             loss, unique = self._accumulate(step, groups, micro_batch_tokens)
-        except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
                 raise
             self.optimizer.zero_grad()
             return None
@@ -338,12 +346,6 @@ def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
         with paths.new_folder(run.adapter) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
     return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    """PyTorch's CPU allocator has no error class of its own."""
-    named = isinstance(error, torch.OutOfMemoryError | MemoryError)
-    return named or "allocate memory" in str(error)
 
 
 def _require_finite(step: int, loss: float, norm: float) -> None:
