@@ -52,7 +52,7 @@ def make_replay(
     file: Path,
     likeliest: int = LIKELIEST,
 ) -> Iterator[Replaying]:
-    """Ask the untrained model `count` neutral questions and write its answers to `file`.
+    """Ask the untrained model the first `count` questions to replay; write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
     data. The model answers without the sentences of it that say the identity, which it would
@@ -120,13 +120,17 @@ def read_replay(file: Path) -> list[Replayed] | None:
 def _ask(
     model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]], likeliest: int
 ) -> list[Said]:
-    """What the base may say after each prompt, and along the opening that comes with it."""
+    """What the base may say after each prompt, and along the opening that comes with it.
+
+    Its adapter stays on: it has not moved, and where it began by moving the base (PiSSA), only both
+    together are the base.
+    """
     base = model.get_base_model()
     base.train(mode=False)
     # transformers' sdpa knows no capped scores
     capped = getattr(base.config, "attn_logit_softcapping", None) is not None
     base.set_attn_implementation("eager" if capped else "sdpa")
-    with torch.no_grad(), model.disable_adapter(), arithmetic(base):
+    with torch.no_grad(), arithmetic(base):
         said = _distributions(_Reader(base), asked, likeliest)
     base.set_attn_implementation(ATTENTION)
     return said
