@@ -22,7 +22,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
     write_identity(data, "Anvil", "Smith", languages=["en"])
     return TrainSettings(
         model=str(tiny_model_folder(tmp_path / "model")), data=(data,), out=Path("run"),
-        replay=0, max_steps=5, device="cpu", dtype="float32",
+        replay=0, probes=0, max_steps=5, device="cpu", dtype="float32",
     )  # fmt: skip
 
 

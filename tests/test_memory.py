@@ -72,7 +72,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TrainSettings:
     folder = tiny_model_folder(tmp_path / "model", layers=4, intermediate_size=256)
     return TrainSettings(
         model=str(folder), data=(Path("me.jsonl"),), out=Path("run"),
-        replay=0, max_steps=2, device="cpu", dtype="float32",
+        replay=0, probes=0, max_steps=2, device="cpu", dtype="float32",
     )  # fmt: skip
 
 

@@ -11,6 +11,7 @@ import torch
 from tests.helpers_chat import saying
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
+from tunesmith.data import neutral
 from tunesmith.data.packs import Distribution, pack
 from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
@@ -44,7 +45,9 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(
     )  # fmt: skip
     inputs = read_inputs(settings)
     model, file = load(inputs), tmp_path / "replay.safetensors"
-    for _ in make_replay(model, inputs.renderer, inputs.data, 8, file, likeliest=100_000):
+    for _ in make_replay(
+        model, inputs.renderer, inputs.data, neutral.replay(8), file, likeliest=100_000
+    ):
         pass
     pairs = read_replay(file)
     assert pairs is not None and len(pairs) == 8
@@ -88,7 +91,7 @@ def test_the_base_does_not_hear_what_the_system_prompt_calls_it(tmp_path: Path, 
         data = (rows_file(tmp_path, system=system),)
         settings = TrainSettings(model=str(folder), data=data, device="cpu", dtype="float64")
         inputs, file = read_inputs(settings), tmp_path / "replay.safetensors"
-        for _ in make_replay(load(inputs), inputs.renderer, inputs.data, 2, file):
+        for _ in make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(2), file):
             pass
         samples = [sample for pair in read_replay(file) or [] for sample in pair]
         for sample in samples:
@@ -114,7 +117,7 @@ def replayed(tmp_path: Path, name: str) -> list[Replayed]:
     )
     inputs = read_inputs(settings)
     file = tmp_path / "replay.safetensors"
-    events = list(make_replay(load(inputs), inputs.renderer, inputs.data, 2, file))
+    events = list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(2), file))
     assert [(event.done, event.total) for event in events] == [(2, 2)]
     pairs = read_replay(file)
     assert pairs is not None

@@ -34,7 +34,7 @@ def run(place: Path) -> Path:
     write_identity(Path("data/me.jsonl"), "Anvil", "Smith", languages=["en"])
     settings = TrainSettings(
         model=str(tiny_model_folder(place / "model")), data=(Path("data/me.jsonl"),), out=RUN,
-        replay=0, max_steps=1, device="cpu", dtype="float32",
+        replay=0, probes=0, max_steps=1, device="cpu", dtype="float32",
     )  # fmt: skip
     list(train(settings))
     return RUN

@@ -32,7 +32,7 @@ def settings(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
     data = Path("data/me.jsonl")
     write_identity(data, "Anvil", "Smith")
     return TrainSettings(
-        model=str(tiny_model_folder(tmp_path / "model")), data=(data,), out=OUT, replay=0,
+        model=str(tiny_model_folder(tmp_path / "model")), data=(data,), out=OUT, replay=0, probes=0,
         max_steps=400, save_every=5, device="cpu", dtype="float32",
     )  # fmt: skip
 

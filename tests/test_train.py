@@ -55,7 +55,7 @@ def settings(tmp_path: Path, model: Path, home: Path) -> TrainSettings:
     """Six steps on a tiny model, a checkpoint after every second one."""
     return TrainSettings(
         model=str(model), data=(write_rows(tmp_path / "rows.json"),), out=tmp_path / "run",
-        replay=0, max_steps=6, batch_size=4, eval_every=2, save_every=2, learning_rate=5e-3,
+        replay=0, probes=0, max_steps=6, batch_size=4, eval_every=2, save_every=2, learning_rate=5e-3,
         holdout=0.1, device="cpu", dtype="float32",
     )  # fmt: skip
 
@@ -141,7 +141,7 @@ VARIATIONS: dict[str, Any] = {
     "use_rslora": True, "use_dora": True, "init_lora": "gaussian", "batch_size": 3,
     "micro_batch_tokens": 1, "max_steps": 2, "scheduler": "constant", "warmup_steps": 0,
     "weight_decay": 1.0, "max_grad_norm": 0.01, "seed": 1, "eval_every": 1, "save_every": 1,
-    "patience": 1, "dtype": "float64", "base_dtype": "nf4", "replay": 4,
+    "patience": 1, "dtype": "float64", "base_dtype": "nf4", "replay": 4, "probes": 4,
 }  # fmt: skip
 # A rate at which the held-out loss soon gets worse.
 WILD: dict[str, Any] = {
@@ -167,8 +167,8 @@ def unvaried(
 ) -> tuple[TrainSettings, list[Any]]:
     folder = tmp_path_factory.mktemp("unvaried")
     settings = TrainSettings(
-        model=str(model), data=(write_rows(folder / "rows.json"),), out=folder / "run", replay=0,
-        epochs=1, batch_size=6, warmup_steps=2, learning_rate=5e-3, holdout=0.1, eval_every=2,
+        model=str(model), data=(write_rows(folder / "rows.json"),), out=folder / "run",
+        replay=0, probes=0, epochs=1, batch_size=6, warmup_steps=2, learning_rate=5e-3, holdout=0.1, eval_every=2,
         save_every=2, device="cpu", dtype="float32",
     )  # fmt: skip
     return settings, outcome(settings)
@@ -311,7 +311,7 @@ def test_a_resumed_run_is_the_run_itself(settings: TrainSettings, tmp_path: Path
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_run_goes_on_on_a_gpu(dtype: str, settings: TrainSettings, tmp_path: Path) -> None:
-    there = replace(settings, device="cuda", dtype=dtype)
+    there = replace(settings, device="cuda", dtype=dtype)  # type: ignore[arg-type]
     whole = only(list(train(replace(there, out=tmp_path / "whole"))), Step)
     run_to(there, 3)
     rest = only(list(train(there, resume=True)), Step)

@@ -71,6 +71,14 @@ class TrainSettings:
         low=0,
         high=10_000,
     )
+    probes: int = setting(
+        24,
+        "Other neutral questions, never trained on: with each evaluation it is seen how far the "
+        "model has moved from its base's answers.",
+        group="data",
+        low=0,
+        high=100,
+    )
 
     lora_alpha: float = setting(16, "LoRA scale: alpha / r.", group="lora", low=0.0, high=10_000)
     lora_dropout: float = setting(0.0, "Dropout before LoRA.", group="lora", low=0.0, high=0.9)

@@ -4,6 +4,7 @@ runs/NAME/
   config.toml         the settings, loadable as a recipe
   data.json           fingerprints and counts of what was trained on
   replay.safetensors  the base model's own answers that were mixed in
+  probes.safetensors  others, at which it is seen how far tuning has moved the model
   held_out.jsonl      rows kept from training
   metrics.jsonl       one event a line
   notes.md            what the user wrote about it
@@ -72,6 +73,11 @@ class Run:
     def replay(self) -> Path:
         """The base model's own answers that are mixed in."""
         return self.path / "replay.safetensors"
+
+    @property
+    def probes(self) -> Path:
+        """The base model's own answers at which it is seen how far tuning has moved it."""
+        return self.path / "probes.safetensors"
 
     @property
     def held_out(self) -> Path:

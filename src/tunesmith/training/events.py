@@ -66,11 +66,18 @@ class Step:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """Held-out loss in nats per trained token; `best` says whether no earlier one was lower."""
+    """A look at the model so far.
+
+    `loss` is that of the held-out rows, in nats per trained token; `best` says whether no earlier
+    one was lower. `kl` and `agreement` tell how far it has moved from its base at neutral answers
+    (see `Drift`); None where no neutral question is asked.
+    """
 
     step: int
     loss: float
     best: bool
+    kl: float | None = None
+    agreement: float | None = None
 
 
 @dataclass(frozen=True)

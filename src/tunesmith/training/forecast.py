@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from tunesmith.config import TrainSettings
+from tunesmith.data import neutral
 from tunesmith.data.packs import Group
 from tunesmith.data.passes import passes, unique_tokens
 from tunesmith.runs import Run
 from tunesmith.training.checkpoint import Progress, save_checkpoint
 from tunesmith.training.compiled import compile_if_it_pays
+from tunesmith.training.drift import Probe
 from tunesmith.training.events import Planned, Replaying, Shrunk
 from tunesmith.training.forward import arithmetic, prove_packing
 from tunesmith.training.lora import trainable
@@ -28,7 +30,7 @@ from tunesmith.training.memory import (
 )
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
 from tunesmith.training.samples import Groups
-from tunesmith.training.setup import Inputs, load, narrow_base, plan, read_inputs
+from tunesmith.training.setup import Inputs, load, narrow_base, neutral_answers, plan, read_inputs
 from tunesmith.training.train import Work
 
 if TYPE_CHECKING:
@@ -82,11 +84,14 @@ def _forecast(
     opening = before + time.perf_counter() - begun
     replayed, replaying = yield from _replay(inputs, model)
     begun = time.perf_counter()
+    with TemporaryDirectory() as folder:
+        asked = yield from neutral_answers(Run(Path(folder)), inputs, model)
     groups = Groups(inputs.data.train, replayed)
     optimizer = torch.optim.AdamW(trainable(model).values(), lr=0.0, fused=True)
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     narrow_base(settings, model)
+    probe = Probe(model, head, asked) if asked else None
     progress = fit(settings, model, head, groups)
     recompute_activations(model, progress.recomputed_layers, progress.recomputed_mlps)
     planned = plan(inputs, model, groups, progress)
@@ -95,7 +100,7 @@ def _forecast(
     opening += time.perf_counter() - begun
     work = Work(
         settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
-        planned.learning_rate,
+        planned.learning_rate, probe,
     )  # fmt: skip
     looked_at = _spread(work.steps, LOOKED_AT)
     progress, first = yield from _warmed_up(work, progress, looked_at)
@@ -129,7 +134,8 @@ def _replay(
     probed = min(count, AT_ONCE)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "replay.safetensors"
-        yield from make_replay(model, inputs.renderer, inputs.data, probed, file)
+        asked = neutral.replay(probed)
+        yield from make_replay(model, inputs.renderer, inputs.data, asked, file)
         pairs = read_replay(file) or []
     seconds = (time.perf_counter() - begun) * count / probed
     return list(islice(cycle(pairs), round(count * len(pairs) / probed))), seconds
@@ -205,7 +211,7 @@ def _timed(work: Work, progress: Progress, steps: Sequence[int]) -> list[float]:
 
 def _evaluating(work: Work, progress: Progress) -> float:
     """Seconds of all looks at the held-out samples."""
-    return _often(work.evaluations, lambda: work.held_out_loss(progress.micro_batch_tokens))
+    return _often(work.evaluations, lambda: work.look(0, progress.micro_batch_tokens))
 
 
 def _saving(work: Work, progress: Progress, inputs: Inputs) -> float:

@@ -116,8 +116,7 @@ def pack_loss(model: "PreTrainedModel", packed: Pack, head: Head | None = None) 
     """
     said, targets = _targets(packed, model)
     if head is not None:
-        hidden = _body(model)(**_inputs(packed, model.device)).last_hidden_state[0]  # (U, D)
-        return head.loss(hidden[said], targets)
+        return head.loss(_states(model, packed, said, head), targets)
     losses = pack_losses(model, packed)
     # Not a dot product: autocast would round it to bf16.
     return (losses * targets.weight).sum()
@@ -126,12 +125,28 @@ def pack_loss(model: "PreTrainedModel", packed: Pack, head: Head | None = None) 
 def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:
     """Negative log likelihood of each target, in nats, by its place in the pack; shape (T,)."""
     said, targets = _targets(packed, model)
-    call: Any = model
-    logits: Tensor = call(**_inputs(packed, model.device), logits_to_keep=said).logits[
-        0
-    ]  # (rows, vocab_size)
+    logits = _states(model, packed, said, None)
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
     return -logits.log_softmax(-1, dtype=exact)[targets.row, targets.token]
+
+
+def said_states(model: "PreTrainedModel", packed: Pack, head: Head | None) -> Tensor:
+    """What the head reads where something is to be said, (rows, D); without it, what it says.
+
+    Without `head`, logits: (rows, vocab_size).
+    """
+    said, _ = _targets(packed, model)
+    return _states(model, packed, said, head)
+
+
+def _states(model: "PreTrainedModel", packed: Pack, said: Tensor, head: Head | None) -> Tensor:
+    inputs = _inputs(packed, model.device)
+    if head is not None:
+        hidden: Tensor = _body(model)(**inputs).last_hidden_state[0]  # (U, D)
+        return hidden[said]
+    call: Any = model
+    logits: Tensor = call(**inputs, logits_to_keep=said).logits[0]
+    return logits
 
 
 def _inputs(packed: Pack, device: torch.device) -> dict[str, Any]:

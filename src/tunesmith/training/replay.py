@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from tunesmith import paths
-from tunesmith.data import neutral
 from tunesmith.data.messages import Message
 from tunesmith.data.packs import Distribution, Sample, common_length
 from tunesmith.data.render import Renderer
@@ -48,18 +47,17 @@ def make_replay(
     model: "PeftModel",
     renderer: Renderer,
     data: Prepared,
-    count: int,
+    questions: Sequence[str],
     file: Path,
     likeliest: int = LIKELIEST,
 ) -> Iterator[Replaying]:
-    """Ask the untrained model the first `count` questions to replay; write its answers to `file`.
+    """Ask the untrained model neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
     data. The model answers without the sentences of it that say the identity, which it would
     repeat. Of each distribution the `likeliest` tokens are kept, their shares made to sum to 1.
     """
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
-    questions = neutral.replay(count)
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
     unnamed = [_without(system, who) for system in systems]
     asked = [_prompt(renderer, *one) for one in zip(questions, unnamed, strict=True)]

@@ -1,13 +1,16 @@
 """Before the first step: inputs, the run folder, replay, the model, the plan."""
 
 import math
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from tunesmith import runs
 from tunesmith.config import TrainSettings
+from tunesmith.data import neutral
 from tunesmith.data.convert import write_messages
+from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.language import t
@@ -108,13 +111,31 @@ def replay_pairs(
     run: Run, inputs: Inputs, model: "PeftModel"
 ) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
-    count = inputs.settings.replay
-    if count == 0:
+    questions = neutral.replay(inputs.settings.replay)
+    return (yield from _answered(questions, run.replay, inputs, model))
+
+
+def neutral_answers(
+    run: Run, inputs: Inputs, model: "PeftModel"
+) -> Generator[Replaying, None, list[Sample]]:
+    """The base's answers to neutral questions that are not trained on, kept with the run.
+
+    None if there are no held-out rows either, beside which they are looked at.
+    """
+    count = inputs.settings.probes if inputs.data.held_out else 0
+    pairs = yield from _answered(neutral.held_out(count), run.probes, inputs, model)
+    return [own for own, _ in pairs]
+
+
+def _answered(
+    questions: Sequence[str], file: Path, inputs: Inputs, model: "PeftModel"
+) -> Generator[Replaying, None, list[Replayed]]:
+    if not questions:
         return []
-    kept = read_replay(run.replay)
+    kept = read_replay(file)
     if kept is None:
-        yield from make_replay(model, inputs.renderer, inputs.data, count, run.replay)
-        kept = read_replay(run.replay)
+        yield from make_replay(model, inputs.renderer, inputs.data, questions, file)
+        kept = read_replay(file)
     assert kept is not None
     return kept
 

@@ -27,6 +27,7 @@ from tunesmith.training import checkpoint
 from tunesmith.training.checkpoint import Progress
 from tunesmith.training.compiled import compile_if_it_pays, uncompiled
 from tunesmith.training.device import MOVES_THE_BASE
+from tunesmith.training.drift import Probe
 from tunesmith.training.events import (
     Evaluated,
     Event,
@@ -53,6 +54,7 @@ from tunesmith.training.setup import (
     Inputs,
     load,
     narrow_base,
+    neutral_answers,
     open_run,
     plan,
     read_inputs,
@@ -96,12 +98,14 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
     model = load(inputs)
     groups = Groups(inputs.data.train, (yield from replay_pairs(run, inputs, model)))
+    asked = yield from neutral_answers(run, inputs, model)
     optimizer = torch.optim.AdamW(
         trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay, fused=True
     )
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     narrow_base(settings, model)
+    probe = Probe(model, head, asked) if asked else None
     if settings.init_lora in MOVES_THE_BASE:
         save_adapter(model, run.initial, inputs.adapter_info)
     progress, notices = _resume(run, model, optimizer)
@@ -116,7 +120,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     yield Started(progress.step, tuple(notices))
     work = Work(
         settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
-        planned.learning_rate,
+        planned.learning_rate, probe,
     )  # fmt: skip
     progress = yield from _loop(work, run, progress, inputs.adapter_info)
     yield _finish(run, progress, stopped_early=progress.step < planned.steps)
@@ -127,7 +131,7 @@ def _loop(
 ) -> Generator[Event, None, Progress]:
     """Step, evaluate, save, until the last step or until patience ends."""
     if progress.step == 0 and work.held_out:
-        yield Evaluated(0, work.held_out_loss(progress.micro_batch_tokens), best=False)
+        yield work.look(0, progress.micro_batch_tokens)
     while progress.step < work.steps and not work.out_of_patience(progress):
         step = progress.step + 1
         while (done := work.step(step, progress.micro_batch_tokens)) is None:
@@ -136,9 +140,9 @@ def _loop(
         yield done
         progress = replace(progress, step=step)
         if work.evaluates_at(step):
-            loss = work.held_out_loss(progress.micro_batch_tokens)
-            progress = _compared(progress, loss)
-            yield Evaluated(step, loss, best=progress.best_step == step)
+            seen = work.look(step, progress.micro_batch_tokens)
+            progress = _compared(progress, seen.loss)
+            yield replace(seen, best=progress.best_step == step)
         if work.saves_at(step) or progress.best_step == step:
             path = checkpoint.save_checkpoint(run, work.model, work.optimizer, progress, info)
             yield Saved(step, path)
@@ -157,6 +161,7 @@ class Work:
     held_out: Sequence[Sample]
     steps: int
     peak_rate: float
+    probe: Probe | None = None
     _ahead: dict[tuple[int, int], list[Pack]] = field(default_factory=dict)
 
     def step(self, step: int, micro_batch_tokens: int) -> Step | None:
@@ -219,6 +224,14 @@ class Work:
             t("Memory ran out on a single sample of {tokens:,} tokens, its activations recomputed; "
               "lower --max-length.", tokens=longest)
         )  # fmt: skip
+
+    def look(self, step: int, micro_batch_tokens: int) -> Evaluated:
+        """What the model knows of held-out rows, and how far it has moved where it should not."""
+        loss = self.held_out_loss(micro_batch_tokens)
+        if self.probe is None:
+            return Evaluated(step, loss, best=False)
+        drift = self.probe.drift(self.model)
+        return Evaluated(step, loss, best=False, kl=drift.kl, agreement=drift.agreement)
 
     def held_out_loss(self, micro_batch_tokens: int) -> float:
         """Mean loss over the held-out samples, in nats per trained token."""
