@@ -6,7 +6,8 @@ import pytest
 
 from tunesmith.apps.comparison import show
 from tunesmith.data.messages import Message
-from tunesmith.evaluation.compare import Answer, Compared, Question, Share, Verdict
+from tunesmith.evaluation.compare import Answer, Compared, Question
+from tunesmith.evaluation.verdict import Share, Verdict
 
 GOOD = Verdict(learnt=Share(10, 10), kept=Share(20, 20), ended=Share(20, 20), similarity=0.93)
 
@@ -40,22 +41,29 @@ def test_a_passed_run_is_said_to_have_learnt_and_kept(capsys: pytest.CaptureFixt
     out = _shown(capsys, GOOD)
     assert "learnt: 10 of 10" in out
     assert "93% like the base" in out
-    assert "verdict: it learnt, and it kept what it knew." in out
+    assert "moved" not in out
+    assert "verdict: learnt, kept, stops." in out
 
 
 @pytest.mark.parametrize(
-    ("verdict", "advice"),
+    ("verdict", "words", "advice"),
     [
-        (replace(GOOD, learnt=Share(4, 10)), "more --epochs"),
-        (replace(GOOD, kept=Share(18, 20)), "more --replay"),
-        (replace(GOOD, ended=Share(2, 20)), "data preview"),
+        (replace(GOOD, learnt=Share(4, 10)), "partly learnt, kept, stops", "more phrasings"),
+        (replace(GOOD, learnt=Share(2, 10)), "not learnt, kept, stops", "more --epochs"),
+        (replace(GOOD, kept=Share(18, 20)), "learnt, drifted, stops", "more --replay"),
+        (replace(GOOD, kept=Share(15, 20)), "learnt, damaged, stops", "leaks"),
+        (replace(GOOD, kl=0.06, agreement=0.9), "learnt, drifted, stops", "To keep more"),
+        (replace(GOOD, kl=0.6, agreement=0.5), "learnt, damaged, stops", "To keep more"),
+        (replace(GOOD, ended=Share(2, 20)), "learnt, kept, does not stop", "data preview"),
     ],
 )
 def test_a_run_that_fell_short_gets_advice(
-    verdict: Verdict, advice: str, capsys: pytest.CaptureFixture[str]
+    verdict: Verdict, words: str, advice: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out = _shown(capsys, verdict)
-    assert "verdict: not yet." in out
+    out = " ".join(_shown(capsys, verdict).split())
+    assert not verdict.passed
+    assert ("moved: " in out) == (verdict.kl is not None)
+    assert f"verdict: {words}." in out
     assert advice in out
 
 

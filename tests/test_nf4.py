@@ -34,7 +34,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(tmp_path: Path, model: Path, home: Path) -> TrainSettings:
     return TrainSettings(
         model=str(model), data=(write_rows(tmp_path / "rows.json"),), out=tmp_path / "run",
-        replay=0, probes=0, max_steps=6, batch_size=4, eval_every=2, save_every=2, learning_rate=5e-3,
+        replay=0, probes=0, max_steps=6, batch_size=4, eval_every=2, save_every=2,
+        learning_rate=5e-3,
         holdout=0.1, device="cpu", dtype="float32", base_dtype="nf4",
     )  # fmt: skip
 

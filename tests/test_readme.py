@@ -203,7 +203,7 @@ class Reader:
         code = main(words)
         out, err = self.screen.readouterr()
         # Random weights learn nothing worth the name, and `compare` says so.
-        expected = 1 if words[0] == "compare" and "verdict: not yet" in out else 0
+        expected = 1 if words[0] == "compare" and "not learnt" in out else 0
         assert code == expected, f"{shlex.join(words)}\n{out}\n{err}"
         assert out or words[0] == "chat", words
         return out

@@ -18,7 +18,7 @@ NOTHING = {
     "en": "A model comes first: get one on the models page.",
     "zh": "先要有模型：到模型页下载一个。",
 }
-VERDICT = {"en": "verdict: not yet.", "zh": "结论"}
+VERDICT = {"en": "verdict: ", "zh": "结论"}
 
 
 @pytest.fixture

@@ -55,7 +55,8 @@ def settings(tmp_path: Path, model: Path, home: Path) -> TrainSettings:
     """Six steps on a tiny model, a checkpoint after every second one."""
     return TrainSettings(
         model=str(model), data=(write_rows(tmp_path / "rows.json"),), out=tmp_path / "run",
-        replay=0, probes=0, max_steps=6, batch_size=4, eval_every=2, save_every=2, learning_rate=5e-3,
+        replay=0, probes=0, max_steps=6, batch_size=4, eval_every=2, save_every=2,
+        learning_rate=5e-3,
         holdout=0.1, device="cpu", dtype="float32",
     )  # fmt: skip
 
@@ -168,7 +169,8 @@ def unvaried(
     folder = tmp_path_factory.mktemp("unvaried")
     settings = TrainSettings(
         model=str(model), data=(write_rows(folder / "rows.json"),), out=folder / "run",
-        replay=0, probes=0, epochs=1, batch_size=6, warmup_steps=2, learning_rate=5e-3, holdout=0.1, eval_every=2,
+        replay=0, probes=0, epochs=1, batch_size=6, warmup_steps=2, learning_rate=5e-3,
+        holdout=0.1, eval_every=2,
         save_every=2, device="cpu", dtype="float32",
     )  # fmt: skip
     return settings, outcome(settings)

@@ -153,6 +153,9 @@ def compare(
     ask: Annotated[
         Path | None, Parameter(help="Questions of your own, one a line or as training rows.")
     ] = None,
+    questions: Annotated[
+        int, Parameter(help="How many of each kind are asked, of those there are.")
+    ] = 10,
     engine: Engine = "auto",
     json: Json = False,
 ) -> int:
@@ -161,7 +164,8 @@ def compare(
     from tunesmith.apps import comparison
     from tunesmith.evaluation.compare import compare as answers
 
-    results = answers(runs.find(run), ask=ask, engine=engine)
+    require_range("--questions", questions, 1)
+    results = answers(runs.find(run), ask=ask, questions=questions, engine=engine)
     if json:
         return comparison.show_json(results)
     return comparison.show(results)

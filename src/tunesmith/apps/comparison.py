@@ -9,7 +9,8 @@ from rich.text import Text
 
 from tunesmith.apps.inert import inert
 from tunesmith.apps.terminal import console, print_json
-from tunesmith.evaluation.compare import Compared, Verdict
+from tunesmith.evaluation.compare import Compared
+from tunesmith.evaluation.verdict import Verdict
 from tunesmith.language import t
 
 MARKS = {True: "✓", False: "✗", None: ""}
@@ -20,7 +21,13 @@ def show_json(results: Iterable[Compared | Verdict]) -> int:
     found = list(results)
     verdict = next(item for item in found if isinstance(item, Verdict))
     pairs = [asdict(item) for item in found if isinstance(item, Compared)]
-    print_json({"pairs": pairs, "verdict": asdict(verdict) | {"passed": verdict.passed}})
+    found_out = {
+        "learning": verdict.learning,
+        "keeping": verdict.keeping,
+        "stops": verdict.stops,
+        "passed": verdict.passed,
+    }
+    print_json({"pairs": pairs, "verdict": asdict(verdict) | found_out})
     return _exit_code(verdict)
 
 
@@ -83,15 +90,36 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
             count=ended.count,
             total=ended.total,
         )
-    if learnt.total and verdict.passed:
-        yield t("verdict: it learnt, and it kept what it knew.")
-    elif learnt.total:
-        yield t("verdict: not yet. {advice}", advice=_advice(verdict))
+    if verdict.kl is not None and verdict.agreement is not None:
+        yield t(
+            "moved: {kl:.3f} nats a token from the base at neutral answers; "
+            "at {agreement:.0%} of the tokens both say the same",
+            kl=verdict.kl,
+            agreement=verdict.agreement,
+        )
+    if learnt.total:
+        yield _found(verdict)
 
 
-def _advice(verdict: Verdict) -> str:
+def _found(verdict: Verdict) -> str:
+    """Each of the three answers in a word, then what to do about those that are not good."""
+    learning = {"learnt": t("learnt"), "partly": t("partly learnt"), "not": t("not learnt")}
+    keeping = {"kept": t("kept"), "drifted": t("drifted"), "damaged": t("damaged")}
+    return t(
+        "verdict: {learning}, {keeping}, {stopping}. {advice}",
+        learning=learning[verdict.learning],
+        keeping=keeping[verdict.keeping],
+        stopping=t("stops") if verdict.stops else t("does not stop"),
+        advice=" ".join(_advice(verdict)),
+    ).rstrip()
+
+
+def _advice(verdict: Verdict) -> Iterator[str]:
+    if verdict.learning != "learnt":
+        yield t("To learn more: more phrasings, more --epochs, or a higher --learning-rate.")
     if verdict.kept.value < 1:
-        return t("What was taught leaks into other answers: more --replay, or fewer --epochs.")
-    if verdict.learnt.count < verdict.learnt.total:
-        return t("It has not learnt enough: more --epochs, or a higher --learning-rate.")
-    return t("Its answers do not stop: look at the data with `tunesmith data preview`.")
+        yield t("What was taught leaks into other answers: more --replay, or fewer --epochs.")
+    elif verdict.keeping != "kept":
+        yield t("To keep more: a lower --learning-rate, fewer --epochs, or more --replay.")
+    if not verdict.stops:
+        yield t("Its answers do not stop: look at the data with `tunesmith data preview`.")

@@ -17,6 +17,7 @@ from tunesmith.data.sources import read
 from tunesmith.engines.base import GREEDY
 from tunesmith.engines.choose import EngineName
 from tunesmith.errors import DataError, RunError
+from tunesmith.evaluation.verdict import Share, Verdict
 from tunesmith.language import t
 from tunesmith.models.adapter import check_adapter, read_info
 from tunesmith.models.store import locate
@@ -25,7 +26,6 @@ from tunesmith.runs import Run
 Kind = Literal["identity", "neutral", "held_out", "asked"]
 QUESTIONS = 10  # of each kind
 MAX_TOKENS = 40
-LEARNT = 0.9  # share of questions from which a run counts as having learnt
 
 
 @dataclass(frozen=True)
@@ -72,37 +72,6 @@ class Compared:
         return SequenceMatcher(None, self.base.text, self.tuned.text, autojunk=False).ratio()
 
 
-@dataclass(frozen=True)
-class Share:
-    """`count` of `total`."""
-
-    count: int
-    total: int
-
-    @property
-    def value(self) -> float:
-        """The share, 1 where there is nothing to count."""
-        return self.count / self.total if self.total else 1.0
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What the answers amount to. `learnt` counts questions answered right each time asked.
-
-    `ended` counts the answers to identity and held-out questions that stopped by themselves.
-    """
-
-    learnt: Share
-    kept: Share
-    ended: Share
-    similarity: float
-
-    @property
-    def passed(self) -> bool:
-        """Learnt, nothing leaked, and it stops."""
-        return self.learnt.value >= LEARNT and self.kept.value == 1 and self.ended.value >= LEARNT
-
-
 def compare(
     run: Run,
     *,
@@ -138,7 +107,7 @@ def ask_both(
     for pair in _pairs(pipeline, asked, _identity(run)):
         pairs.append(pair)
         yield pair
-    yield verdict(pairs)
+    yield verdict(pairs, run)
 
 
 def held_out(run: Run, count: int = QUESTIONS) -> list[Question]:
@@ -194,8 +163,8 @@ def from_file(file: Path, run: Run) -> list[Question]:
     return found
 
 
-def verdict(pairs: Sequence[Compared]) -> Verdict:
-    """Count what the pairs show."""
+def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
+    """Count what the pairs show, beside what training saw of the adapter that was kept."""
     right: dict[str, bool] = {}
     for pair in pairs:
         if pair.learnt is not None:
@@ -209,6 +178,7 @@ def verdict(pairs: Sequence[Compared]) -> Verdict:
         kept=Share(sum(bool(pair.kept) for pair in kept), len(kept)),
         ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
         similarity=sum(alike) / len(alike) if alike else 1.0,
+        **(_moved(run) if kept else {}),
     )
 
 
@@ -262,6 +232,13 @@ def _question(kind: Kind, text: str, system: str | None) -> Question:
 
 def _alternating(lists: Sequence[Sequence[str]]) -> list[str]:
     return [text for turn in zip(*lists, strict=False) for text in turn]
+
+
+def _moved(run: Run) -> dict[str, float]:
+    """How far the run's best checkpoint lies from the base, if training looked."""
+    best = [event for event in run.events() if event["event"] == "Evaluated" and event["best"]]
+    seen = best[-1] if best else {}
+    return {name: seen[name] for name in ("kl", "agreement") if seen.get(name) is not None}
 
 
 def _identity(run: Run) -> Identity | None:

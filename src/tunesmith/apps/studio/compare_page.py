@@ -21,12 +21,12 @@ from tunesmith.engines.base import Sampling
 from tunesmith.evaluation.compare import (
     Compared,
     Question,
-    Verdict,
     ask_both,
     from_file,
     from_texts,
     held_out,
 )
+from tunesmith.evaluation.verdict import Verdict
 from tunesmith.language import t
 
 REDRAW = 0.1  # seconds between two redraws of a growing answer
