@@ -84,10 +84,12 @@ def outcome(recipe: Recipe, seed: int, work: Path, model: str, more: Sequence[st
     flags = ["--model", model, "--data", str(rows_of(recipe.rows, work)), "--out", str(run)]
     flags += ["--seed", str(seed), *recipe.flags.split(), *more]
     events = [json.loads(line) for line in _told(["train", *flags, "--json"]).splitlines()]
-    answered = json.loads(_told(["compare", str(run), "--questions", "108", "--json"]))
+    answered = json.loads(
+        _told(["compare", str(run), "--questions", "108", "--engine", "llama.cpp", "--json"])
+    )
     verdict, pairs = answered["verdict"], answered["pairs"]
     adopted = [pair["learnt"] for pair in pairs if pair["question"]["kind"] == "identity"]
-    kept, ended = verdict["kept"], verdict["ended"]
+    kept, ended, stops = verdict["kept"], verdict["ended"], verdict["stops"]
     best = [event["step"] for event in events if event["event"] == "Evaluated" and event["best"]]
     steps = [event for event in events if event["event"] == "Step"]
     kl, agreement = verdict["kl"], verdict["agreement"]
@@ -100,7 +102,7 @@ def outcome(recipe: Recipe, seed: int, work: Path, model: str, more: Sequence[st
         "" if kl is None else f"{kl:.3f}",
         "" if agreement is None else f"{agreement:.0%}",
         f"{ended['count'] / max(1, ended['total']):.0%}",
-        f"{verdict['learning']}, {verdict['keeping']}, {'stops' if verdict['stops'] else 'runs on'}",
+        f"{verdict['learning']}, {verdict['keeping']}, {'stops' if stops else 'runs on'}",
         f"{sum(step['seconds'] for step in steps):.0f}",
     )
     return "| " + " | ".join(cells) + " |"

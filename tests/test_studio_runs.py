@@ -42,7 +42,7 @@ def made(name: str, **settings: Any) -> Run:
     run = runs.create(replace(SETTINGS, out=Path("runs") / name, **settings))
     for step in range(1, STEPS + 1):
         run.record(Step(step, STEPS, 3.0 / step, 1e-3, 1.0, 100, 90, 0.5, 10**8))
-    run.record(Evaluated(STEPS, 1.25, best=True))
+    run.record(Evaluated(STEPS, 1.25, best=True, kl=0.02, agreement=0.98))
     run.record(Saved(STEPS, run.checkpoints / "step"))
     return run
 
@@ -79,7 +79,7 @@ def test_the_table_tells_how_far_each_came(language: str) -> None:
     table = visit("runs", language).dataframe[0].value
     told = {row.iloc[0]: row for _, row in table.iterrows()}
     assert [told[name].iloc[2] for name in ("one", "two", "three")] == STATES[language]
-    assert list(told["one"].iloc[[1, 3, 4]]) == ["smollm2-135m", "4 / 4", 1.25]
+    assert list(told["one"].iloc[[1, 3, 4, 5]]) == ["smollm2-135m", "4 / 4", 1.25, 0.02]
 
 
 def test_a_run_that_is_being_trained_is_said_and_not_deleted() -> None:

@@ -207,6 +207,8 @@ class TrainingTerminal:
         match event:
             case Replaying():
                 self._count(t("base model's answers"), event.done, event.total)
+                if event.done == event.total:
+                    self._close()
             case Planned():
                 self._close()
                 self._console.print(_plan(event))

@@ -178,7 +178,7 @@ def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
         kept=Share(sum(bool(pair.kept) for pair in kept), len(kept)),
         ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
         similarity=sum(alike) / len(alike) if alike else 1.0,
-        **(_moved(run) if kept else {}),
+        **_moved(run),
     )
 
 

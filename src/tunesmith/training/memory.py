@@ -297,7 +297,7 @@ def _layers_to_recompute(settings: TrainSettings, count: int) -> tuple[int, int]
 
 def _measured(model: "PeftModel", head: Head | None, groups: Groups, most: int) -> Needs:
     """`measure` over a pass as long as fits: nothing is recomputed in it yet."""
-    tokens = PROBE[model.device.type]
+    tokens = PROBE["cuda" if model.device.type == "cuda" else "cpu"]
     while True:
         try:
             return measure(model, head, _probe(groups, tokens), most)

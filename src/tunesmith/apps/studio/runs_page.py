@@ -90,6 +90,7 @@ def _table(stories: list[Story]) -> None:
             t("state"): story.state,
             t("steps"): _steps(story.last("Step")),
             t("held-out loss"): story.last("Evaluated").get("loss"),
+            t("moved, nats"): story.last("Evaluated").get("kl"),
             t("begun"): story.begun,
             t("size"): size(story.run.size),
         }
@@ -97,6 +98,9 @@ def _table(stories: list[Story]) -> None:
     ]
     columns = {
         t("held-out loss"): st.column_config.NumberColumn(format="%.3f"),
+        t("moved, nats"): st.column_config.NumberColumn(
+            format="%.3f", help=t("How far from the base at neutral answers, for each token.")
+        ),
         t("begun"): st.column_config.DatetimeColumn(format="YYYY-MM-DD HH:mm"),
     }
     st.dataframe(rows, hide_index=True, column_config=columns)

@@ -1,0 +1,58 @@
+"""What a comparison amounts to, at its thresholds, and what a run's own story adds to it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tunesmith.evaluation.compare import verdict
+from tunesmith.evaluation.verdict import FAR, STILL, Share, Verdict
+from tunesmith.runs import Run
+from tunesmith.training.events import Evaluated
+
+GOOD = Verdict(
+    Share(10, 10), Share(20, 20), Share(20, 20), similarity=0.9, kl=0.01, agreement=0.97
+)
+
+
+def test_a_good_run_passes() -> None:
+    assert (GOOD.learning, GOOD.keeping, GOOD.stops, GOOD.passed) == ("learnt", "kept", True, True)
+
+
+@pytest.mark.parametrize(
+    ("changed", "learning", "keeping", "stops"),
+    [
+        ({"learnt": Share(9, 10)}, "learnt", "kept", True),
+        ({"learnt": Share(8, 10)}, "partly", "kept", True),
+        ({"learnt": Share(2, 10)}, "not", "kept", True),
+        ({"kept": Share(19, 20)}, "learnt", "drifted", True),
+        ({"kept": Share(15, 20)}, "learnt", "damaged", True),
+        ({"kl": STILL}, "learnt", "kept", True),
+        ({"kl": STILL * 1.01}, "learnt", "drifted", True),
+        ({"kl": FAR * 1.01}, "learnt", "damaged", True),
+        ({"kl": None, "agreement": None}, "learnt", "kept", True),
+        ({"ended": Share(17, 20)}, "learnt", "kept", False),
+    ],
+)
+def test_each_word_has_its_threshold(
+    changed: dict[str, Any], learning: str, keeping: str, stops: bool
+) -> None:
+    found = replace(GOOD, **changed)
+    assert (found.learning, found.keeping, found.stops) == (learning, keeping, stops)
+    assert found.passed == ((learning, keeping, stops) == ("learnt", "kept", True))
+
+
+def test_how_far_the_kept_adapter_moved_is_what_training_saw_of_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    assert verdict([], run).kl is None
+    for step, best, kl in ((0, False, 0.0), (10, True, 0.02), (20, False, 0.3)):
+        run.record(Evaluated(step, 1.0, best, kl, 1 - kl))
+    found = verdict([], run)
+    assert (found.kl, found.agreement) == (0.02, 0.98)
+
+
+def test_a_run_that_did_not_look_tells_nothing_of_it(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.record(Evaluated(10, 1.0, best=True))
+    assert verdict([], run).kl is None
