@@ -52,8 +52,8 @@ def test_a_passed_run_is_said_to_have_learnt_and_kept(capsys: pytest.CaptureFixt
         (replace(GOOD, learnt=Share(2, 10)), "not learnt, kept, stops", "more --epochs"),
         (replace(GOOD, kept=Share(18, 20)), "learnt, drifted, stops", "more --replay"),
         (replace(GOOD, kept=Share(15, 20)), "learnt, damaged, stops", "leaks"),
-        (replace(GOOD, kl=0.06, agreement=0.9), "learnt, drifted, stops", "To keep more"),
-        (replace(GOOD, kl=0.6, agreement=0.5), "learnt, damaged, stops", "To keep more"),
+        (replace(GOOD, kl=0.3, agreement=0.9), "learnt, drifted, stops", "To keep more"),
+        (replace(GOOD, kl=1.6, agreement=0.5), "learnt, damaged, stops", "To keep more"),
         (replace(GOOD, ended=Share(2, 20)), "learnt, kept, does not stop", "data preview"),
     ],
 )

@@ -11,9 +11,7 @@ from tunesmith.evaluation.verdict import FAR, STILL, Share, Verdict
 from tunesmith.runs import Run
 from tunesmith.training.events import Evaluated
 
-GOOD = Verdict(
-    Share(10, 10), Share(20, 20), Share(20, 20), similarity=0.9, kl=0.01, agreement=0.97
-)
+GOOD = Verdict(Share(10, 10), Share(20, 20), Share(20, 20), similarity=0.9, kl=0.01, agreement=0.97)
 
 
 def test_a_good_run_passes() -> None:

@@ -9,8 +9,8 @@ from typing import Literal
 LEARNT = 0.9  # share of questions from which a run counts as having learnt
 PARTLY = 0.3  # below, it has not
 STOPS = 0.9  # share of answers that must end by themselves
-STILL = 0.05  # nats a token by which a model may move from its base and have kept what it knew
-FAR = 0.5  # from here on it is damaged
+STILL = 0.2  # nats a token by which a model may move from its base and have kept what it knew
+FAR = 1.0  # from here on it is damaged
 SPREADS = 0.2  # as it is where what was taught is in so many unrelated answers
 
 Learning = Literal["learnt", "partly", "not"]
