@@ -388,6 +388,8 @@ def _training(rows: Path, model: Path, *, steps: int) -> list[str | Path]:
         "run",
         "--replay",
         "0",
+        "--probes",
+        "0",
         "--max-steps",
         str(steps),
         "--batch-size",

@@ -183,8 +183,10 @@ def outcome(settings: TrainSettings) -> list[Any]:
         match event:
             case Step():
                 seen.append((event.step, event.loss, event.learning_rate, event.unique_tokens))
-            case Saved() | Evaluated():
-                seen.append((type(event).__name__, event.step, getattr(event, "loss", None)))
+            case Evaluated():
+                seen.append(("Evaluated", event.step, event.loss, event.kl))
+            case Saved():
+                seen.append(("Saved", event.step))
             case Finished():
                 assert settings.out is not None
                 seen.append(adapter_bytes(settings.out))
