@@ -9,7 +9,7 @@ from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.data.identity import write_identity
 from tunesmith.errors import DataError
-from tunesmith.training.events import Evaluated, Planned, Step
+from tunesmith.training.events import Evaluated, Planned, Replaying, Step
 from tunesmith.training.forecast import Forecast, forecast
 from tunesmith.training.replay import AT_ONCE
 from tunesmith.training.train import train
@@ -63,6 +63,12 @@ def test_replay_is_counted_as_often_as_it_will_be_there(settings: TrainSettings)
     count = AT_ONCE + 20
     planned, _ = told(replace(settings, replay=count))
     assert planned.replay == pytest.approx(count, abs=5)
+
+
+def test_the_neutral_questions_of_the_training_are_asked(settings: TrainSettings) -> None:
+    *events, found = forecast(replace(settings, probes=4, holdout=0.3))
+    assert isinstance(found, Forecast)
+    assert [event.total for event in events if isinstance(event, Replaying)] == [4]
 
 
 def test_a_pass_of_the_size_asked_for(settings: TrainSettings) -> None:

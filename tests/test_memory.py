@@ -189,7 +189,7 @@ def test_memory_that_is_out_before_a_step_is_told_in_a_sentence(
 
     monkeypatch.setattr(memory, "pack_loss", none)
     for start in (train, forecast):
-        with pytest.raises(TrainingError, match="Memory ran out before a step"):
+        with pytest.raises(TrainingError, match="Memory ran out outside of a step"):
             list(start(settings))
 
 

@@ -10,8 +10,8 @@ LEARNT = 0.9  # share of questions from which a run counts as having learnt
 PARTLY = 0.3  # below, it has not
 STOPS = 0.9  # share of answers that must end by themselves
 STILL = 0.2  # nats a token by which a model may move from its base and have kept what it knew
-FAR = 1.0  # from here on it is damaged
-SPREADS = 0.2  # as it is where what was taught is in so many unrelated answers
+FAR = 1.0  # beyond this it is damaged
+SPREADS = 0.2  # as it is where what was taught is in more of the unrelated answers
 
 Learning = Literal["learnt", "partly", "not"]
 Keeping = Literal["kept", "drifted", "damaged"]

@@ -280,8 +280,8 @@ def telling_of_memory() -> Iterator[None]:
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            t("Memory ran out before a step of training; give it more (--memory-gb, if that is "
-              "set), or take a smaller model or --base-dtype nf4.")
+            t("Memory ran out outside of a step, where no pass can be made smaller; give it more "
+              "(--memory-gb, if that is set), or take a smaller model or --base-dtype nf4.")
         ) from error  # fmt: skip
 
 
