@@ -217,19 +217,21 @@ def test_counts_tokens_of_the_real_model_as_llama_cpp_does(smollm2: LocalModel) 
 def test_loads_fast_and_without_torch(smollm2: LocalModel) -> None:
     load_tokenizer(smollm2)
     program = (
-        "import sys, time\n"
+        "import sys\n"
         "from pathlib import Path\n"
+        "from timeit import repeat\n"
+        "from tokenizers import Tokenizer\n"
         "from tunesmith.models.tokenizer import read_tokenizer\n"
-        "times = []\n"
-        "for _ in range(5):\n"
-        "    start = time.perf_counter(); read_tokenizer(Path(sys.argv[1]))\n"
-        "    times.append(time.perf_counter() - start)\n"
+        "folder = Path(sys.argv[1])\n"
+        "file = str(folder / 'tokenizer.json')\n"
+        "bare = min(repeat(lambda: Tokenizer.from_file(file), number=1, repeat=5))\n"
+        "ours = min(repeat(lambda: read_tokenizer(folder), number=1, repeat=5))\n"
         "assert not {'torch', 'transformers'} & set(sys.modules)\n"
-        "print(min(times))\n"
+        "print(ours / bare)\n"
     )
     command = [sys.executable, "-c", program, str(tokenizer_folder(smollm2))]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert float(done.stdout) < 0.15
+    assert float(done.stdout) < 1.5, "reading a tokenizer costs more than the library's own reading"
 
 
 def _change_config(folder: Path, **changes: object) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from timeit import repeat
 
 import pytest
 from hypothesis import given
@@ -307,12 +308,12 @@ def test_block_sizes_are_those_of_the_gguf_library() -> None:
 
 
 def test_the_real_header_is_read_quickly(smollm2: LocalModel) -> None:
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        check_files(smollm2)
-        times.append(time.perf_counter() - start)
-    assert min(times) < 0.1
+    """Beside the gguf library, which reads the same header."""
+    import gguf
+
+    ours = min(repeat(lambda: check_files(smollm2), number=1, repeat=5))
+    library = min(repeat(lambda: gguf.GGUFReader(smollm2.path), number=1, repeat=2))
+    assert ours < library / 10
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
