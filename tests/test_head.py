@@ -15,27 +15,28 @@ from tunesmith.training.head import CHUNK_BYTES, Head, Targets
 ROWS, WIDTH, VOCAB = 23, 8, 50
 
 
-def some_targets() -> Targets:
-    """Up to three for each row, one of them twice, as where samples part."""
+def some_targets(*, soft: bool) -> Targets:
+    """Up to three for each row; where soft, something is left for other tokens in every other."""
     row = torch.arange(ROWS).repeat_interleave(torch.arange(ROWS) % 3 + 1)
     counts = torch.bincount(row)
-    token = torch.randint(VOCAB, (len(row),))
-    token[2] = token[1]  # row 1 has two
+    token = torch.cat([torch.randperm(VOCAB)[:count] for count in counts.tolist()])
     weight = torch.rand(len(row), dtype=torch.float64)
-    return Targets(row, token, weight, (0, *counts.cumsum(0).tolist()))
+    rest = torch.rand(ROWS, dtype=torch.float64) * (torch.arange(ROWS) % 2) if soft else None
+    return Targets(row, token, weight, rest, (0, *counts.cumsum(0).tolist()))
 
 
 @pytest.mark.parametrize(("scale", "cap"), [(1.0, None), (0.25, None), (1.0, 2.0), (0.5, 3.0)])
 @pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("soft", [False, True])
 def test_loss_and_gradient_are_those_of_whole_logits(
-    scale: float, cap: float | None, bias: bool, monkeypatch: pytest.MonkeyPatch
+    scale: float, cap: float | None, bias: bool, soft: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(CHUNK_BYTES, "cpu", 4 * VOCAB * 5)  # five rows at a time
     torch.manual_seed(0)
     weight = torch.randn(VOCAB, WIDTH, dtype=torch.float64)
     offset = torch.randn(VOCAB, dtype=torch.float64) if bias else None
     hidden = torch.randn(ROWS, WIDTH, dtype=torch.float64, requires_grad=True)
-    head, targets = Head(weight, offset, scale, cap), some_targets()
+    head, targets = Head(weight, offset, scale, cap), some_targets(soft=soft)
     assert len(head.chunks(ROWS)) == 5
 
     logits = linear(hidden, weight, offset) * scale
@@ -43,6 +44,9 @@ def test_loss_and_gradient_are_those_of_whole_logits(
         logits = cap * torch.tanh(logits / cap)
     losses = -logits.log_softmax(-1)[targets.row, targets.token]
     expected = (losses * targets.weight).sum()
+    if targets.rest is not None:
+        others = torch.ones_like(logits).index_put(targets.place, torch.tensor(0.0).double())
+        expected = expected - (targets.rest * (logits.softmax(-1) * others).sum(-1).log()).sum()
     (gradient,) = torch.autograd.grad(expected * 3, hidden)
 
     found = head.loss(hidden, targets)

@@ -56,7 +56,7 @@ def test_the_heads_loss_takes_no_more_memory_than_is_said() -> None:
     rows = 2 * head.at_once
     hidden = random(rows, 64).requires_grad_()
     row = torch.arange(rows, device=GPU)
-    targets = Targets(row, row % 50_000, torch.ones(rows, device=GPU), tuple(range(rows + 1)))
+    targets = Targets(row, row % 50_000, torch.ones(rows, device=GPU), None, tuple(range(rows + 1)))
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     head.loss(hidden, targets)

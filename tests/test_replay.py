@@ -45,9 +45,7 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(
     )  # fmt: skip
     inputs = read_inputs(settings)
     model, file = load(inputs), tmp_path / "replay.safetensors"
-    for _ in make_replay(
-        model, inputs.renderer, inputs.data, neutral.replay(8), file, likeliest=100_000
-    ):
+    for _ in make_replay(model, inputs.renderer, inputs.data, neutral.replay(8), file):
         pass
     pairs = read_replay(file)
     assert pairs is not None and len(pairs) == 8
@@ -63,14 +61,12 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(
     assert float(pack_loss(model, pack(soft)).detach()) > floor * 1.001
 
 
-def test_soft_targets_are_the_likeliest_tokens_with_shares_of_one(
-    tmp_path: Path, home: Path
-) -> None:
+def test_soft_targets_are_the_likeliest_tokens_and_what_is_left(tmp_path: Path, home: Path) -> None:
     for answer, opening in replayed(tmp_path, "Anvil"):
         for sample in (answer, opening):
             assert len(sample.soft) == sample.trained_tokens
             assert all(len(what) == 32 for what in sample.soft)
-            assert all(sum(share for _, share in what) == pytest.approx(1) for what in sample.soft)
+            assert all(0 < sum(share for _, share in what) <= 1 + 1e-6 for what in sample.soft)
         for place, what in answer.said():
             assert what[0][0] == answer.input_ids[place + 1]
 

@@ -14,9 +14,10 @@ from math import log
 # A node shorter than this costs more in attention calls than its tokens are worth.
 MIN_SHARED = 8
 
+ROUNDING = 1e-6  # of probabilities in float32 that sum to 1
 
 Distribution = tuple[tuple[int, float], ...]
-"""Token ids with their probabilities."""
+"""Token ids with their probabilities; what these lack of 1 is for all other tokens together."""
 
 
 @dataclass(frozen=True)
@@ -39,13 +40,20 @@ class Sample:
     @property
     def entropy(self) -> float:
         """Of the soft targets, in nats: the loss that no training can take away."""
-        return -sum(p * log(p) for what in self.soft for _, p in what if p > 0)
+        shares = ((*(share for _, share in what), rest(what)) for what in self.soft)
+        return -sum(p * log(p) for what in shares for p in what if p > 0)
 
     def said(self) -> list[tuple[int, Distribution]]:
         """(position, what is to be said after it), where the model is trained."""
         places = [place for place in range(1, len(self.input_ids)) if self.trained[place]]
         said = self.soft or [((self.input_ids[place], 1.0),) for place in places]
         return [(place - 1, what) for place, what in zip(places, said, strict=True)]
+
+
+def rest(what: Distribution) -> float:
+    """The probability of all tokens that are not named; 0 where rounding alone is missing."""
+    missing = 1 - sum(share for _, share in what)
+    return missing if missing > ROUNDING else 0.0
 
 
 Group = tuple[Sample, ...]
@@ -71,20 +79,22 @@ class Pack:
 
     `tokens` and `positions` have length U, the number of unique tokens. `targets` are triples
     (index into tokens, id to be said next, weight): a token shared by n samples weighs n, and a
-    token where samples part, or whose target is soft, has several targets. `real_tokens` counts
-    the samples' tokens as if nothing were shared.
+    token where samples part, or whose target is soft, has several targets. `rest` has pairs (index
+    into tokens, weight): so much is to be said there of tokens that are none of its targets.
+    `real_tokens` counts the samples' tokens as if nothing were shared.
     """
 
     tokens: tuple[int, ...]
     positions: tuple[int, ...]
     segments: tuple[Segment, ...]
     targets: tuple[tuple[int, int, float], ...]
+    rest: tuple[tuple[int, float], ...]
     real_tokens: int
 
     @property
     def weight(self) -> float:
-        """Sum of the target weights: the number of trained tokens."""
-        return sum(weight for _, _, weight in self.targets)
+        """Sum of the weights: the number of trained tokens."""
+        return sum(weight for *_, weight in (*self.targets, *self.rest))
 
 
 def pack(samples: Sequence[Sample], *, share: bool = True) -> Pack:
@@ -105,6 +115,7 @@ def pack(samples: Sequence[Sample], *, share: bool = True) -> Pack:
         positions=tuple(builder.positions),
         segments=tuple(builder.segments),
         targets=targets,
+        rest=tuple(builder.rest.items()),
         real_tokens=sum(len(sample.input_ids) for sample in samples),
     )
 
@@ -117,6 +128,7 @@ class _Builder:
         self.positions: list[int] = []
         self.segments: list[Segment] = []
         self.targets: defaultdict[tuple[int, int], float] = defaultdict(float)
+        self.rest: defaultdict[int, float] = defaultdict(float)
 
     def grow(self, group: list[Sample], depth: int, path: tuple[int, ...]) -> None:
         """Lay out what the sorted `group` holds beyond `depth`, below the segments in `path`."""
@@ -142,6 +154,8 @@ class _Builder:
                 if depth <= place < stop:
                     for token, weight in what:
                         self.targets[start + place - depth, token] += weight
+                    if missing := rest(what):
+                        self.rest[start + place - depth] += missing
 
 
 def _order(sample: Sample) -> tuple[object, ...]:

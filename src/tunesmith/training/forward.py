@@ -119,7 +119,10 @@ def pack_loss(model: "PreTrainedModel", packed: Pack, head: Head | None = None) 
         return head.loss(_states(model, packed, said, head), targets)
     losses = pack_losses(model, packed)
     # Not a dot product: autocast would round it to bf16.
-    return (losses * targets.weight).sum()
+    loss = (losses * targets.weight).sum()
+    if targets.rest is None:
+        return loss
+    return loss - (targets.rest * targets.left((-losses).exp()).log()).sum()
 
 
 def pack_losses(model: "PreTrainedModel", packed: Pack) -> Tensor:
@@ -165,10 +168,14 @@ def _targets(packed: Pack, model: "PreTrainedModel") -> tuple[Tensor, Targets]:
     places: Any = torch.tensor(index)
     said, counts = places.unique(return_counts=True)  # sorted
     row = torch.arange(len(said)).repeat_interleave(counts)
+    rest = dict(packed.rest)
     return said.to(device), Targets(
         row.to(device),
         torch.tensor(token, device=device),
         torch.tensor(weight, device=device, dtype=exact),
+        torch.tensor([rest.get(place, 0.0) for place in said.tolist()], device=device, dtype=exact)
+        if rest
+        else None,
         (0, *counts.cumsum(0).tolist()),
     )
 

@@ -28,13 +28,45 @@ class Targets:
         row: Which row, (T,).
         token: The id to be said, (T,); those of a row are different ones.
         weight: How much it counts, (T,), in the type the loss is summed in.
+        rest: How much it counts that none of the row's targets is said, (rows,); None if nowhere.
         starts: Where each row's targets begin and the last's end, (rows + 1,), on the CPU.
     """
 
     row: Tensor
     token: Tensor
     weight: Tensor
+    rest: Tensor | None
     starts: tuple[int, ...]
+
+    @property
+    def place(self) -> tuple[Tensor, Tensor]:
+        """Where they lie in the rows' logits."""
+        return self.row, self.token
+
+    def of_rows(self, values: Tensor) -> Tensor:
+        """The sum over each row's targets of what they have, (rows,)."""
+        return values.new_zeros(len(self.starts) - 1).index_add_(0, self.row, values)
+
+    @property
+    def every(self) -> Tensor:
+        """How much each row counts, (rows,)."""
+        named = self.of_rows(self.weight)
+        return named if self.rest is None else named + self.rest
+
+    def left(self, shares: Tensor) -> Tensor:
+        """The probability of what is no target, (rows,), given the targets' own, (T,)."""
+        return (1 - self.of_rows(shares)).clamp(min=torch.finfo(shares.dtype).eps)
+
+    def between(self, start: int, stop: int) -> "Targets":
+        """Those of some rows, counted from the first of them."""
+        first, last = self.starts[start], self.starts[stop]
+        return Targets(
+            self.row[first:last] - start,
+            self.token[first:last],
+            self.weight[first:last],
+            None if self.rest is None else self.rest[start:stop],
+            tuple(at - first for at in self.starts[start : stop + 1]),
+        )
 
 
 @dataclass(frozen=True)
@@ -87,7 +119,10 @@ class Head:
         return logits * (self.weight.itemsize if _kernel_fits(self, self.weight) else 4 * COPIES)
 
     def loss(self, hidden: Tensor, targets: Targets) -> Tensor:
-        """Sum over the targets of weight × negative log likelihood; hidden (rows, D); a scalar."""
+        """Sum over what is to be said of weight × negative log likelihood, a scalar.
+
+        `hidden` has shape (rows, D).
+        """
         loss: Tensor = HeadLoss.apply(hidden, self, targets)  # type: ignore[no-untyped-call]
         return loss
 
@@ -131,12 +166,7 @@ class HeadLoss(torch.autograd.Function):
             buffers = head.new_buffers(min(len(x), head.at_once)) if x.is_cuda else head.buffers
             chunk = partial(_chunk, buffers)
         for start, stop in head.chunks(len(x)):
-            first, last = targets.starts[start], targets.starts[stop]
-            said = (targets.row[first:last] - start, targets.token[first:last])
-            weight = targets.weight[first:last]
-            every = torch.zeros(stop - start, dtype=exact, device=x.device)
-            every.index_add_(0, said[0], weight)
-            loss, of_logits = chunk(head, x[start:stop], said, weight, every)
+            loss, of_logits = chunk(head, x[start:stop], targets.between(start, stop))
             total += loss
             if gradient is not None:
                 torch.mm(of_logits(), head.weight, out=gradient[start:stop])
@@ -152,25 +182,32 @@ class HeadLoss(torch.autograd.Function):
         return (ctx.gradient * outer).to(ctx.dtype), None, None
 
 
-Said = tuple[Tensor, Tensor]
-"""The row and the token of each target of a chunk."""
-
-
 def _chunk(
-    buffers: Buffers, head: Head, x: Tensor, said: Said, weight: Tensor, every: Tensor
+    buffers: Buffers, head: Head, x: Tensor, said: Targets
 ) -> tuple[Tensor, Callable[[], Tensor]]:
-    """The loss of a few rows, and how to get the gradient of their logits, in x's type."""
+    """The loss of a few rows, and how to get the gradient of their logits, in x's type.
+
+    With p the softmax, w the weights of a row's targets, r that of the rest and e their sum, the
+    gradient is e p - w at a target, and elsewhere (e - r / (1 - sum of the targets' p)) p.
+    """
     logits = head.logits(x, buffers)
-    chosen = (logits[said] * weight).sum()
+    chosen = (logits[said.place] * said.weight).sum()
     slope = None if head.cap is None else 1 - (logits / head.cap) ** 2
     highest = logits.amax(-1, keepdim=True)
     powers = logits.sub_(highest).exp_()
     normaliser = powers.sum(-1, keepdim=True)
-    loss = ((normaliser.log() + highest)[:, 0] * every).sum() - chosen
+    loss = ((normaliser.log() + highest)[:, 0] * said.of_rows(said.weight)).sum() - chosen
+    factor, at_targets = said.every, -said.weight
+    if said.rest is not None:
+        shares = powers[said.place] / normaliser[said.row, 0]
+        left = said.left(shares)
+        loss -= (said.rest * left.log()).sum()
+        factor = factor - said.rest / left
+        at_targets = at_targets + shares * (said.rest / left)[said.row]
 
     def gradient() -> Tensor:
-        of_logits = powers.mul_(every[:, None] / normaliser)
-        of_logits.index_put_(said, -weight, accumulate=True)
+        of_logits = powers.mul_(factor[:, None] / normaliser)
+        of_logits.index_put_(said.place, at_targets, accumulate=True)
         if slope is not None:
             of_logits *= slope
         if head.scale != 1:
@@ -181,22 +218,25 @@ def _chunk(
     return loss, gradient
 
 
-def _kernel_chunk(
-    head: Head, x: Tensor, said: Said, weight: Tensor, every: Tensor
-) -> tuple[Tensor, Callable[[], Tensor]]:
+def _kernel_chunk(head: Head, x: Tensor, said: Targets) -> tuple[Tensor, Callable[[], Tensor]]:
     """`_chunk` in one kernel over the logits, which stay in bf16; no token twice in a row."""
     from tunesmith.training.kernels.softmax import softmax_
 
+    every = said.every
     logits = x @ head.weight.T
-    chosen = logits[said].float() * head.scale
+    chosen = logits[said.place].float() * head.scale
     normaliser = softmax_(logits, every, head.scale)
-    loss = (normaliser * every).sum() - (chosen * weight).sum()
+    shares = (chosen - normaliser[said.row]).exp()
+    loss = (normaliser * said.of_rows(said.weight)).sum() - (chosen * said.weight).sum()
+    if said.rest is not None:
+        left = said.left(shares)
+        loss -= (said.rest * left.log()).sum()
+        logits *= (1 - said.rest / (left * every))[:, None]
 
     def gradient() -> Tensor:
-        row, _ = said
-        share = (chosen - normaliser[row]).exp() * every[row]
         # From float32: p - 1 in bf16 would lose what is left to learn.
-        return logits.index_put_(said, (head.scale * (share - weight)).to(logits.dtype))
+        at_targets = head.scale * (shares * every[said.row] - said.weight)
+        return logits.index_put_(said.place, at_targets.to(logits.dtype))
 
     return loss, gradient
 

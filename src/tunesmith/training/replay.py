@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MAX_ANSWER = 16  # tokens: an answer goes astray in its beginning
 OPENING = 8  # tokens of an answer from the training data
-LIKELIEST = 32  # tokens of a distribution that are kept
+LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
 
 Replayed = tuple[Sample, Sample]
@@ -48,12 +48,11 @@ def make_replay(
     data: Prepared,
     questions: Sequence[str],
     file: Path,
-    likeliest: int = LIKELIEST,
 ) -> Iterator[Replaying]:
     """Ask the untrained model neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
-    data. Of each distribution the `likeliest` tokens are kept, their shares made to sum to 1.
+    data. Of each distribution the likeliest tokens are kept, and what is left for all others.
     """
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
@@ -65,7 +64,7 @@ def make_replay(
     for start in range(0, len(prompts), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
         begun = [(prompts[index], openings[index]) for index in chosen]
-        said |= zip(chosen, _ask(model, begun, likeliest), strict=True)
+        said |= zip(chosen, _ask(model, begun), strict=True)
         yield Replaying(len(said), len(prompts))
     pairs: list[Replayed] = []
     for index, prompt in enumerate(prompts):
@@ -112,9 +111,7 @@ def read_replay(file: Path) -> list[Replayed] | None:
     return list(zip(samples[::2], samples[1::2], strict=True))
 
 
-def _ask(
-    model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]], likeliest: int
-) -> list[Said]:
+def _ask(model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]]) -> list[Said]:
     """What the base may say after each prompt, and along the opening that comes with it.
 
     Its adapter stays on: it has not moved, and where it began by moving the base (PiSSA), only both
@@ -126,14 +123,12 @@ def _ask(
     capped = getattr(base.config, "attn_logit_softcapping", None) is not None
     base.set_attn_implementation("eager" if capped else "sdpa")
     with torch.no_grad(), arithmetic(base):
-        said = _distributions(_Reader(base), asked, likeliest)
+        said = _distributions(_Reader(base), asked)
     base.set_attn_implementation(ATTENTION)
     return said
 
 
-def _distributions(
-    reader: "_Reader", asked: Sequence[tuple[list[int], list[int]]], likeliest: int
-) -> list[Said]:
+def _distributions(reader: "_Reader", asked: Sequence[tuple[list[int], list[int]]]) -> list[Said]:
     """One pass reads prompts and openings; greedy answers then go on from the prompts."""
     prompts, openings = zip(*asked, strict=True)
     shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
@@ -149,12 +144,12 @@ def _distributions(
         reader.read([prompts[0][:shared]], keep=1)
         reader.repeat(len(rows))
     logits = reader.read(rows, keep=further + 1)
-    along = [_likeliest(logits[:, place], likeliest) for place in range(further)]
+    along = [_likeliest(logits[:, place]) for place in range(further)]
     reader.forget(further)
     answers = [along[0]]
     while len(answers) < MAX_ANSWER:
         logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
-        answers.append(_likeliest(logits[:, 0], likeliest))
+        answers.append(_likeliest(logits[:, 0]))
     return [
         ([step[row] for step in answers], [step[row] for step in along[: len(opening)]])
         for row, opening in enumerate(openings)
@@ -200,12 +195,11 @@ class _Reader:
         self._seen[:, -count:] = False
 
 
-def _likeliest(logits: torch.Tensor, count: int) -> list[Distribution]:
-    """Of each row (B, vocab_size) the `count` likeliest tokens and their shares."""
+def _likeliest(logits: torch.Tensor) -> list[Distribution]:
+    """Of each row (B, vocab_size) the likeliest tokens and their shares."""
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    top = logits.softmax(-1, dtype=exact).topk(min(count, logits.shape[-1]))
-    shares = top.values / top.values.sum(-1, keepdim=True)
-    return [_pairs(*row) for row in zip(top.indices.tolist(), shares.tolist(), strict=True)]
+    top = logits.softmax(-1, dtype=exact).topk(min(LIKELIEST, logits.shape[-1]))
+    return [_pairs(*row) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
 def _pairs(ids: list[int], shares: list[float]) -> Distribution:
