@@ -77,7 +77,12 @@ def _share(item: dict[str, Any]) -> Share:
 
 
 def _verdict(item: dict[str, Any]) -> Verdict:
-    shares = {name: _share(item[name]) for name in ("learnt", "kept", "ended")}
-    moved = {name: item[name] for name in ("kl", "agreement") if item[name] is not None}
-    figures = {name: float(value) for name, value in moved.items()}
-    return Verdict(**shares, similarity=float(item["similarity"]), **figures)
+    kl, agreement = (item[name] for name in ("kl", "agreement"))
+    return Verdict(
+        learnt=_share(item["learnt"]),
+        kept=_share(item["kept"]),
+        ended=_share(item["ended"]),
+        similarity=float(item["similarity"]),
+        kl=None if kl is None else float(kl),
+        agreement=None if agreement is None else float(agreement),
+    )
