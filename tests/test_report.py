@@ -165,6 +165,16 @@ def test_long_texts_keep_the_page_small() -> None:
     assert len(html) < 100_000
 
 
+def test_what_does_not_fit_is_counted() -> None:
+    run = finished("one")
+    pairs = [pair("identity", str(number), "好" * 1900, "坏" * 1900) for number in range(300)]
+    run.write_comparison(as_json([*pairs, GOOD]))
+    html = page(run)
+    assert html.count("<article>") == 400_000 // (2 * 1900 + 2 * len("<del></del>") + 3)
+    assert f"{300 - html.count('<article>')} more are in compare.json." in html
+    assert len(html.encode()) < 2_000_000
+
+
 def test_a_run_that_was_not_compared_says_how_to() -> None:
     text = visible(page(finished("one")))
     assert "have not been asked the same yet" in text
@@ -345,7 +355,15 @@ def test_compare_ends_with_a_report(
     assert html.count("<pre>") == 3 and 'class="t" title=' in html
     assert "processor" in html and "not recorded" not in html
     assert commands.compare("mine", questions=1, json=True) == 1
-    assert json.loads(capsys.readouterr().out) == run.comparison
+    out, err = capsys.readouterr()
+    assert json.loads(out) == run.comparison
+    assert err == "report: runs/mine/report.html\n"
+    run.report.unlink()
+    run.report.mkdir()
+    assert commands.compare("mine", questions=1) == 1
+    out, err = capsys.readouterr()
+    assert "not learnt" in out
+    assert err == "no report: runs/mine/report.html cannot be written (Is a directory).\n"
     Path("me.jsonl").write_text("{}\n")
     assert "<pre>" not in page(run)
     Path("me.jsonl").unlink()

@@ -1,5 +1,6 @@
 """The commands around models: look at the machine, fetch, list, talk, compare."""
 
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 from cyclopts import Parameter
 
 from tunesmith.config import require_range
+from tunesmith.errors import RunError
 from tunesmith.language import t
 
 if TYPE_CHECKING:
@@ -178,10 +180,13 @@ def compare(
     results = _noted(answers(found, ask=ask, questions=questions, engine=engine), seen)
     code = comparison.show_json(results) if json else comparison.show(results)
     if ask is None:
-        found.write_comparison(as_json(seen))
-        path = write_report(found)
-        if not json:
-            print(t("report: {path}", path=path))
+        try:
+            found.write_comparison(as_json(seen))
+            path = write_report(found)
+        except RunError as error:  # the answers are told, and a shared run may not be writable
+            print(t("no report: {reason}", reason=error), file=sys.stderr)
+        else:
+            print(t("report: {path}", path=path), file=sys.stderr if json else sys.stdout)
     return code
 
 

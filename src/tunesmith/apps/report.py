@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 MOST_TEXT = 2000  # characters of a question or an answer
+MOST_OF_ALL = 400_000  # characters of all of them, so that the page is small enough to send
 GOOD = {"learnt": "good", "partly": "fair", "not": "bad"} | {
     "kept": "good", "drifted": "fair", "damaged": "bad",
 }  # fmt: skip
@@ -38,6 +39,7 @@ Rows = list[tuple[str, str]]
 class Pair:
     """A question and both answers as they are shown; `base` and `tuned` are HTML."""
 
+    kind: str
     question: str
     has_system: bool
     reference: str | None
@@ -58,10 +60,12 @@ def report(run: Run) -> str:
     facts = facts_of(run)
     data = run.data
     rows = _data(data, facts)
+    pairs = _pairs(facts.pairs)
     return _page(
         "report.html",
         title=inert(run.name),
         facts=facts,
+        base=inert(str(facts.settings["model"])),
         pills=_pills(facts.verdict),
         counted=list(counted(facts.verdict)) if facts.verdict else [],
         advice=advice(facts.verdict) if facts.verdict else "",
@@ -70,7 +74,8 @@ def report(run: Run) -> str:
         headline=_headline(facts),
         loss=_loss(facts),
         moved=chart([Line("KL", facts.figures.moved, dotted=True)]),
-        sections=_sections(facts.pairs),
+        sections=_sections(pairs),
+        left_out=len(facts.pairs) - len(pairs),
         samples=[Markup(sample) for sample in trained_samples(run, data)],
         data=rows,
         settings=_settings(facts.settings),
@@ -171,7 +176,18 @@ def _loss(facts: Facts) -> Chart | None:
     )
 
 
-def _sections(pairs: Sequence[Compared]) -> list[tuple[str, list[Pair]]]:
+def _pairs(every: Sequence[Compared]) -> list[Pair]:
+    """The pairs as they are shown, as many as fit on a page."""
+    found, length = [], 0
+    for pair in map(_pair, every):
+        length += sum(map(len, (pair.question, pair.reference or "", pair.base, pair.tuned)))
+        if length > MOST_OF_ALL:
+            break
+        found.append(pair)
+    return found
+
+
+def _sections(pairs: Sequence[Pair]) -> list[tuple[str, list[Pair]]]:
     titles = {
         "identity": t("About itself"),
         "held_out": t("Held-out rows"),
@@ -179,8 +195,7 @@ def _sections(pairs: Sequence[Compared]) -> list[tuple[str, list[Pair]]]:
         "asked": t("Questions of one's own"),
     }
     found = [
-        (title, [_pair(pair) for pair in pairs if pair.question.kind == kind])
-        for kind, title in titles.items()
+        (title, [pair for pair in pairs if pair.kind == kind]) for kind, title in titles.items()
     ]
     return [(title, own) for title, own in found if own]
 
@@ -190,6 +205,7 @@ def _pair(pair: Compared) -> Pair:
     right = pair.learnt if pair.learnt is not None else pair.kept
     reference = pair.question.reference
     return Pair(
+        kind=pair.question.kind,
         question=_short(pair.question.text),
         has_system=pair.question.has_system,
         reference=None if reference is None else _short(reference),
@@ -246,7 +262,7 @@ def _settings(own: dict[str, Any]) -> list[tuple[str, str, bool]]:
     default = settings_to(TrainSettings())
     names = [item.name for item in fields(TrainSettings) if item.name != "out"]
     return [
-        (flag(name), inert(shown(own.get(name))), own.get(name) != default.get(name))
+        (flag(name), inert(shown(own.get(name)) or "–"), own.get(name) != default.get(name))
         for name in names
     ]
 
