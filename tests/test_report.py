@@ -408,6 +408,16 @@ def test_a_browser_shows_it_and_loads_nothing_more(language: str, scheme: str) -
         assert shown.pdf().startswith(b"%PDF")
 
 
+def test_many_runs_do_not_widen_a_telephone() -> None:
+    every = [compared(f"a-run-with-quite-a-long-name-{n}", lora_r=n) for n in range(1, 8)]
+    file = Path("runs.html")
+    file.write_text(side_by_side(every), "utf-8")
+    with opened(file, "dark", 400) as (shown, heard):
+        assert heard == [file.resolve().as_uri()]
+        assert shown.locator("svg polyline").count() == 7
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 400
+
+
 def _brightness(shown: Page, what: str) -> int:
     color = shown.evaluate(f"getComputedStyle(document.body).{what}")
     return sum(map(int, re.findall(r"\d+", color)))

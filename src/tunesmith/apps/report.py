@@ -307,7 +307,7 @@ def _column(facts: Facts) -> Iterator[tuple[str, str]]:
     yield t("base"), inert(str(facts.settings.get("model", "")))
     yield t("begun"), f"{facts.story.begun:%Y-%m-%d %H:%M}"
     yield t("state"), facts.story.state
-    yield t("verdict"), ", ".join(word for word, _ in _pills(verdict)) or "–"
+    yield t("verdict"), " · ".join(word for word, _ in _pills(verdict)) or "–"
     yield t("learnt"), _share(verdict.learnt if verdict else None)
     yield t("kept"), _share(verdict.kept if verdict else None)
     yield t("stops"), _share(verdict.ended if verdict else None)
