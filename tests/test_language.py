@@ -9,6 +9,7 @@ from string import Formatter
 from threading import Thread
 
 import pytest
+from jinja2 import Environment, nodes
 
 import tunesmith
 from tunesmith.apps.menu import COMMANDS, GROUPS
@@ -37,6 +38,14 @@ def _sentences(file: Path) -> Iterator[tuple[str, str]]:
             pytest.fail(f"{where}: {node.func.id}() takes a plain literal")
 
 
+def _sentences_of_template(file: Path) -> Iterator[tuple[str, str]]:
+    for call in Environment().parse(file.read_text(encoding="utf-8")).find_all(nodes.Call):
+        if isinstance(call.node, nodes.Name) and call.node.name == "t":
+            where = f"{file.relative_to(SOURCE)}:{call.lineno}"
+            assert isinstance(call.args[0], nodes.Const), f"{where}: t() takes a plain literal"
+            yield call.args[0].value, where
+
+
 def _argument(node: ast.Call, place: int | str) -> ast.expr | None:
     if isinstance(place, int):
         return node.args[place] if len(node.args) > place else None
@@ -48,6 +57,8 @@ def _all_sentences() -> dict[str, str]:
     found |= {text: f"menu: {name}" for name, text in GROUPS.items()}
     for file in SOURCE.rglob("*.py"):
         found |= dict(_sentences(file))
+    for file in SOURCE.rglob("*.html"):
+        found |= dict(_sentences_of_template(file))
     return found
 
 

@@ -13,9 +13,11 @@ from streamlit.testing.v1 import AppTest
 
 from tests.helpers_page import settle_in, visit
 from tunesmith import runs
+from tunesmith.apps.plot import MOST_POINTS
+from tunesmith.apps.story import differences
 from tunesmith.apps.studio import trainer
-from tunesmith.apps.studio.loss_chart import MOST_POINTS, points
-from tunesmith.apps.studio.runs_page import differences, zipped
+from tunesmith.apps.studio.loss_chart import points
+from tunesmith.apps.studio.runs_page import zipped
 from tunesmith.config import TrainSettings
 from tunesmith.errors import RunError
 from tunesmith.models.store import LocalModel

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import fields, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,8 @@ def test_a_run_tells_its_story_and_leaves_a_loadable_adapter(settings: TrainSett
     planned, started = events[:2]
     assert isinstance(planned, Planned) and isinstance(started, Started)
     assert (planned.samples, planned.held_out, planned.steps) == (22, 2, 6)
+    assert started.environment["torch"] == version("torch")
+    assert started.environment["processor"] and "gpu" not in started.environment
     assert [step.step for step in only(events, Step)] == [1, 2, 3, 4, 5, 6]
     assert [event.step for event in only(events, Evaluated)] == [0, 2, 4, 6]
     assert only(events, Evaluated)[-1].loss < only(events, Evaluated)[0].loss

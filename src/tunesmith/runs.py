@@ -8,6 +8,8 @@ runs/NAME/
   held_out.jsonl      rows kept from training
   metrics.jsonl       one event a line
   notes.md            what the user wrote about it
+  compare.json        what base and tuned answered, and what that amounts to
+  report.html         all of it on one page
   initial/            the adapter before the first step (PiSSA and OLoRA only)
   adapter/            what PEFT loads, and tunesmith.json
   checkpoints/        step-000040/ …, each with a manifest.json written last
@@ -91,14 +93,13 @@ class Run:
         Raises:
             RunError: The file cannot be read.
         """
+        file = self.path / "notes.md"
         try:
-            return self._notes.read_text("utf-8")
+            return file.read_text("utf-8")
         except FileNotFoundError:
             return ""
         except (OSError, ValueError) as error:
-            raise RunError(
-                t("{file} cannot be read ({error}).", file=self._notes, error=error)
-            ) from None
+            raise RunError(t("{file} cannot be read ({error}).", file=file, error=error)) from None
 
     def write_notes(self, text: str) -> None:
         """Keep what the user wrote about it.
@@ -106,18 +107,31 @@ class Run:
         Raises:
             RunError: The run is gone, or the disk is full or not writable.
         """
-        if not self.path.is_dir():
-            raise RunError(t("{path} is gone.", path=self.path))
-        try:
-            paths.write_atomic(self._notes, text)
-        except OSError as error:
-            raise RunError(
-                t("{path} cannot be written ({reason}).", path=self._notes, reason=error.strerror)
-            ) from None
+        self._keep(self.path / "notes.md", text)
 
     @property
-    def _notes(self) -> Path:
-        return self.path / "notes.md"
+    def comparison(self) -> dict[str, Any] | None:
+        """`compare.json`, or None where base and tuned have not been asked.
+
+        Raises:
+            RunError: The file is broken.
+        """
+        file = self.path / "compare.json"
+        return read_json(file) if file.exists() else None
+
+    def write_comparison(self, found: Mapping[str, Any]) -> None:
+        """Keep what base and tuned answered; raises as `write_notes`."""
+        self._keep(self.path / "compare.json", json.dumps(found, ensure_ascii=False, indent=1))
+
+    @property
+    def report(self) -> Path:
+        """The page that tells of it."""
+        return self.path / "report.html"
+
+    def _keep(self, file: Path, text: str) -> None:
+        if not self.path.is_dir():
+            raise RunError(t("{path} is gone.", path=self.path))
+        write(file, text)
 
     @property
     def begun(self) -> datetime:
@@ -163,8 +177,7 @@ class Run:
 
     def write_data(self, data: Mapping[str, Any]) -> None:
         """Write `data.json`."""
-        text = json.dumps(data, ensure_ascii=False, indent=2)
-        paths.write_atomic(self.path / "data.json", text + "\n")
+        write(self.path / "data.json", json.dumps(data, ensure_ascii=False, indent=2) + "\n")
 
     def record(self, event: object) -> None:
         """Append an event to `metrics.jsonl`.
@@ -348,6 +361,19 @@ def read_json(file: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise RunError(t("{file} does not hold a JSON object.", file=file))
     return content
+
+
+def write(file: Path, text: str) -> None:
+    """Write a file about a run; half a character in it becomes a question mark.
+
+    Raises:
+        RunError: The disk is full or not writable.
+    """
+    try:
+        paths.write_atomic(file, text.encode("utf-8", "replace"))
+    except OSError as error:
+        message = t("{path} cannot be written ({reason}).", path=file, reason=error.strerror)
+        raise RunError(message) from None
 
 
 def _size(file: Path) -> int:

@@ -1,14 +1,22 @@
 """The commands around models: look at the machine, fetch, list, talk, compare."""
 
+import sys
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 from cyclopts import Parameter
 
 from tunesmith.config import require_range
+from tunesmith.errors import RunError
 from tunesmith.language import t
 
+if TYPE_CHECKING:
+    from tunesmith.evaluation.compare import Compared
+    from tunesmith.evaluation.verdict import Verdict
+
+Result = TypeVar("Result")
 Engine = Annotated[Literal["auto", "llama.cpp", "hf"], Parameter(help="What runs the model.")]
 Json = Annotated[bool, Parameter(help="Print JSON.", negative=())]
 
@@ -162,10 +170,27 @@ def compare(
     """Print the answers side by side, then the verdict; 1 if it is not learnt and kept."""
     from tunesmith import runs
     from tunesmith.apps import comparison
+    from tunesmith.apps.report_command import write_report
     from tunesmith.evaluation.compare import compare as answers
+    from tunesmith.evaluation.record import as_json
 
     require_range("--questions", questions, 1)
-    results = answers(runs.find(run), ask=ask, questions=questions, engine=engine)
-    if json:
-        return comparison.show_json(results)
-    return comparison.show(results)
+    found = runs.find(run)
+    seen: list[Compared | Verdict] = []
+    results = _noted(answers(found, ask=ask, questions=questions, engine=engine), seen)
+    code = comparison.show_json(results) if json else comparison.show(results)
+    if ask is None:
+        try:
+            found.write_comparison(as_json(seen))
+            path = write_report(found)
+        except RunError as error:  # the answers are told, and a shared run may not be writable
+            print(t("no report: {reason}", reason=error), file=sys.stderr)
+        else:
+            print(t("report: {path}", path=path), file=sys.stderr if json else sys.stdout)
+    return code
+
+
+def _noted(results: Iterable[Result], seen: list[Result]) -> Iterator[Result]:
+    for item in results:
+        seen.append(item)
+        yield item

@@ -1,7 +1,6 @@
 """Draws a comparison: each question with both answers side by side, then the verdict."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict
 
 from rich import box
 from rich.table import Table
@@ -10,6 +9,7 @@ from rich.text import Text
 from tunesmith.apps.inert import inert
 from tunesmith.apps.terminal import console, print_json
 from tunesmith.evaluation.compare import Compared
+from tunesmith.evaluation.record import as_json
 from tunesmith.evaluation.verdict import Verdict
 from tunesmith.language import t
 
@@ -19,16 +19,8 @@ MARKS = {True: "✓", False: "✗", None: ""}
 def show_json(results: Iterable[Compared | Verdict]) -> int:
     """Print pairs and verdict as one JSON object; the exit code as `show`."""
     found = list(results)
-    verdict = next(item for item in found if isinstance(item, Verdict))
-    pairs = [asdict(item) for item in found if isinstance(item, Compared)]
-    found_out = {
-        "learning": verdict.learning,
-        "keeping": verdict.keeping,
-        "stops": verdict.stops,
-        "passed": verdict.passed,
-    }
-    print_json({"pairs": pairs, "verdict": asdict(verdict) | found_out})
-    return _exit_code(verdict)
+    print_json(as_json(found))
+    return max(_exit_code(item) for item in found if isinstance(item, Verdict))
 
 
 def show(results: Iterable[Compared | Verdict]) -> int:
@@ -69,6 +61,17 @@ def _cells(pair: Compared) -> Iterator[Text]:
 
 def verdict_lines(verdict: Verdict) -> Iterator[str]:
     """What the answers amount to, a sentence a line."""
+    yield from counted(verdict)
+    if verdict.learnt.total:
+        learning, keeping, stopping = words(verdict)
+        yield t(
+            "verdict: {learning}, {keeping}, {stopping}. {advice}",
+            learning=learning, keeping=keeping, stopping=stopping, advice=advice(verdict),
+        ).rstrip()  # fmt: skip
+
+
+def counted(verdict: Verdict) -> Iterator[str]:
+    """The figures, a sentence a line."""
     learnt, kept, ended = verdict.learnt, verdict.kept, verdict.ended
     if learnt.total:
         yield t(
@@ -97,21 +100,19 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
             kl=verdict.kl,
             agreement=verdict.agreement,
         )
-    if learnt.total:
-        yield _found(verdict)
 
 
-def _found(verdict: Verdict) -> str:
-    """Each of the three answers in a word, then what to do about those that are not good."""
+def words(verdict: Verdict) -> tuple[str, str, str]:
+    """Whether it learnt, whether it kept what it knew, whether it stops: a word for each."""
     learning = {"learnt": t("learnt"), "partly": t("partly learnt"), "not": t("not learnt")}
     keeping = {"kept": t("kept"), "drifted": t("drifted"), "damaged": t("damaged")}
-    return t(
-        "verdict: {learning}, {keeping}, {stopping}. {advice}",
-        learning=learning[verdict.learning],
-        keeping=keeping[verdict.keeping],
-        stopping=t("stops") if verdict.stops else t("does not stop"),
-        advice=" ".join(_advice(verdict)),
-    ).rstrip()
+    stopping = t("stops") if verdict.stops else t("does not stop")
+    return learning[verdict.learning], keeping[verdict.keeping], stopping
+
+
+def advice(verdict: Verdict) -> str:
+    """What to do about those that are not good; empty where all are."""
+    return " ".join(_advice(verdict))
 
 
 def _advice(verdict: Verdict) -> Iterator[str]:

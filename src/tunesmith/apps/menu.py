@@ -82,6 +82,11 @@ COMMANDS: dict[str, Command] = {
         "The same questions to the base and the tuned model, side by side, and a verdict.",
         "tunesmith compare runs/demo",
     ),
+    "report": Command(
+        "tunesmith.apps.report_command:report",
+        "A run on one page to send around, or several runs beside one another.",
+        "tunesmith report runs/demo",
+    ),
     "studio": Command(
         "tunesmith.apps.studio.command:studio",
         "The web page: chat, compare, data and training in the browser.",

@@ -1,9 +1,9 @@
 """The loss curves of a run: drawn in the terminal, and saved as pictures in the run folder."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from tunesmith import paths
 from tunesmith.language import t
@@ -12,6 +12,9 @@ HEIGHT = 14
 TICKS = 5
 FORMATS = ("png", "svg")
 
+MOST_POINTS = 500  # of one curve: more than a screen can show
+
+Point = TypeVar("Point")
 Points = tuple[tuple[int, float], ...]
 
 
@@ -30,6 +33,12 @@ class Curves:
             if event["event"] in found:
                 found[event["event"]].append((event["step"], event["loss"]))
         return cls(tuple(found["Step"]), tuple(found["Evaluated"]))
+
+
+def thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MOST_POINTS of them, evenly; the last is always kept."""
+    every = -(-len(points) // MOST_POINTS) or 1
+    return [*points[::-1][::every][::-1]]
 
 
 def draw(curves: Curves, *, width: int) -> str:

@@ -1,6 +1,7 @@
 """What `train()` yields. Terminal, page, trackers and tests consume the same events."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -43,10 +44,14 @@ class Planned:
 
 @dataclass(frozen=True)
 class Started:
-    """The first step is next; `resumed_from` is the checkpoint's step, 0 for a fresh run."""
+    """The first step is next; `resumed_from` is the checkpoint's step, 0 for a fresh run.
+
+    `environment` names what it is made with: versions, processor, GPU.
+    """
 
     resumed_from: int
     notices: tuple[str, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

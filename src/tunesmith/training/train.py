@@ -28,6 +28,7 @@ from tunesmith.training.checkpoint import Progress
 from tunesmith.training.compiled import compile_if_it_pays, uncompiled
 from tunesmith.training.device import MOVES_THE_BASE
 from tunesmith.training.drift import Probe
+from tunesmith.training.environment import environment
 from tunesmith.training.events import (
     Evaluated,
     Event,
@@ -117,7 +118,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     yield planned
     compile_if_it_pays(settings, model, planned)
     run.rewind(progress.step)
-    yield Started(progress.step, tuple(notices))
+    yield Started(progress.step, tuple(notices), environment(model.device))
     work = Work(
         settings, model, head, optimizer, groups, inputs.data.held_out, planned.steps,
         planned.learning_rate, probe,

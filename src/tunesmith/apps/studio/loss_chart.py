@@ -6,9 +6,8 @@ from typing import Any
 
 import streamlit as st
 
+from tunesmith.apps.plot import thinned
 from tunesmith.language import t
-
-MOST_POINTS = 500  # of one curve: more than a screen can show
 
 
 def loss_chart(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
@@ -35,8 +34,4 @@ def loss_chart(events: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
 def points(run: str, events: Sequence[Mapping[str, Any]], kind: str) -> list[dict[str, Any]]:
     """The losses of one kind of event, thinned to what can be seen; the last is always kept."""
     found = [one for one in events if one["event"] == kind and isfinite(one["loss"])]
-    every = -(-len(found) // MOST_POINTS) or 1
-    return [
-        {"run": run, "step": event["step"], "loss": event["loss"]}
-        for event in reversed(found[::-1][::every])
-    ]
+    return [{"run": run, "step": event["step"], "loss": event["loss"]} for event in thinned(found)]

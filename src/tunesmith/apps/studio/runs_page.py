@@ -2,8 +2,6 @@
 
 import io
 import zipfile
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import streamlit as st
 
 from tunesmith import runs
 from tunesmith.apps.figures import size
+from tunesmith.apps.story import Story, differences, story_of
 from tunesmith.apps.studio import trainer
 from tunesmith.apps.studio.confirm import confirmed
 from tunesmith.apps.studio.inert import plain
@@ -18,33 +17,7 @@ from tunesmith.apps.studio.loss_chart import loss_chart
 from tunesmith.apps.studio.parts import sentences
 from tunesmith.errors import RunError
 from tunesmith.language import t
-from tunesmith.runs import Run, settings_to
-
-
-@dataclass(frozen=True)
-class Story:
-    """What the files of a run tell; what is broken is told by `problems`."""
-
-    run: Run
-    begun: datetime
-    settings: dict[str, Any] | None
-    events: list[dict[str, Any]]
-    problems: tuple[str, ...]
-
-    def last(self, kind: str) -> dict[str, Any]:
-        """The last event of a kind, empty if there is none."""
-        return next((event for event in reversed(self.events) if event["event"] == kind), {})
-
-    @property
-    def state(self) -> str:
-        """How far it has come, in a word."""
-        if self.run.trainer is not None:
-            return t("running")
-        if self.run.adapter.is_dir():
-            return t("finished")
-        if self.problems:
-            return t("broken")
-        return t("failed") if self.events and self.events[-1]["event"] == "Failed" else t("stopped")
+from tunesmith.runs import Run
 
 
 def page() -> None:
@@ -53,7 +26,7 @@ def page() -> None:
     if freed := st.session_state.pop("freed", None):
         st.success(freed)
     with sentences():
-        stories = sorted(map(_story, runs.every()), key=lambda story: story.begun, reverse=True)
+        stories = sorted(map(story_of, runs.every()), key=lambda story: story.begun, reverse=True)
         if not stories:
             st.info(t("No run is here yet: begin one on the training page."))
             return
@@ -65,21 +38,6 @@ def page() -> None:
         for story in chosen:
             with st.expander(plain(story.run.name), expanded=len(chosen) == 1):
                 _one(story)
-
-
-def _story(run: Run) -> Story:
-    settings: dict[str, Any] | None = None
-    events: list[dict[str, Any]] = []
-    problems: list[str] = []
-    try:
-        settings = settings_to(run.settings)
-    except RunError as error:
-        problems.append(str(error))
-    try:
-        events = run.events()
-    except RunError as error:
-        problems.append(str(error))
-    return Story(run, run.begun, settings, events, tuple(problems))
 
 
 def _table(stories: list[Story]) -> None:
@@ -118,23 +76,6 @@ def _chosen(stories: list[Story]) -> list[Story]:
     names = st.multiselect(t("Look at"), [*here], key="runs",
                            help=t("Several are laid over one another."))  # fmt: skip
     return [here[name] for name in names]
-
-
-def differences(settings: dict[str, dict[str, Any]]) -> list[dict[str, str]]:
-    """The settings in which runs differ, a row each; `settings` maps a run's name to its own."""
-    names = sorted({name for own in settings.values() for name in own} - {"out"})
-    rows = []
-    for name in names:
-        values = {run: _shown(own.get(name)) for run, own in settings.items()}
-        if len(set(values.values())) > 1:
-            rows.append({t("setting"): name.replace("_", " ")} | values)
-    return rows
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return t("automatic")
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _differences(stories: list[Story]) -> None:
