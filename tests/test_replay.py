@@ -12,7 +12,7 @@ from tests.helpers_chat import saying
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.data import neutral
-from tunesmith.data.packs import pack
+from tunesmith.data.packs import Distribution, pack
 from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.forward import pack_loss
@@ -40,8 +40,8 @@ def test_a_model_that_has_not_moved_has_nothing_to_learn(
 ) -> None:
     folder = tiny_model_folder(tmp_path / "model", dtype=dtype)
     settings = TrainSettings(
-        model=str(folder), data=(rows_file(tmp_path, system="You are Anvil."),), device="cpu",
-        dtype=dtype, init_lora=start,
+        model=str(folder), data=(rows_file(tmp_path),), device="cpu", dtype=dtype,
+        init_lora=start,
     )  # fmt: skip
     inputs = read_inputs(settings)
     model, file = load(inputs), tmp_path / "replay.safetensors"
@@ -78,6 +78,25 @@ def test_an_answer_of_the_data_is_begun_after_each_question(tmp_path: Path, home
         prompt = answer.input_ids[: -answer.trained_tokens]
         assert opening.input_ids == (*prompt, *begun)
         assert opening.soft[0] == answer.soft[0]
+
+
+def test_the_base_does_not_hear_what_the_system_prompt_calls_it(tmp_path: Path, home: Path) -> None:
+    folder = tiny_model_folder(tmp_path / "model", dtype="float64")
+
+    def soft(system: str) -> list[tuple[Distribution, ...]]:
+        data = (rows_file(tmp_path, system=system),)
+        settings = TrainSettings(model=str(folder), data=data, device="cpu", dtype="float64")
+        inputs, file = read_inputs(settings), tmp_path / "replay.safetensors"
+        for _ in make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(2), file):
+            pass
+        samples = [sample for pair in read_replay(file) or [] for sample in pair]
+        for sample in samples:
+            assert system in inputs.tokenizer.decode(sample.input_ids)
+        return [sample.soft for sample in samples]
+
+    quiet = soft("Be kind.")
+    assert soft("Be kind. You are Anvil! 你叫Anvil。") == quiet
+    assert soft("Be kind. You are Hammer!") != quiet
 
 
 def gradients_norm(model: torch.nn.Module) -> float:

@@ -2,13 +2,15 @@
 
 What is trained there is the base's whole distribution over the next token, not the one it chose:
 a model that has not moved has nothing to learn from replay, and one that has is drawn back. An
-answer that says the identity to be taught would teach it in the wrong place and is left out.
+answer that says the identity to be taught would teach it in the wrong place and is left out; and
+where the system prompt says it, what is trained is how the base answers without.
 
 Each question stands twice: with the base's answer, and with the beginning of an answer from the
 training data put into the base's mouth. Without the second, whatever follows such a beginning in
 the data is learnt for every question: after "I am" comes the new name, whoever was asked about.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice, takewhile
 from pathlib import Path
@@ -52,23 +54,25 @@ def make_replay(
     """Ask the untrained model neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
-    data. Of each distribution the likeliest tokens are kept, and what is left for all others.
+    data. The model answers without the sentences of it that say the identity, which it would
+    repeat. Of each distribution the likeliest tokens are kept, and what is left for all others.
     """
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
-    prompts = [_prompt(renderer, *one) for one in zip(questions, systems, strict=True)]
-    chosen = Random(0).choices(range(len(data.train)), k=len(prompts))
+    unnamed = [_without(system, who) for system in systems]
+    asked = [_prompt(renderer, *one) for one in zip(questions, unnamed, strict=True)]
+    chosen = Random(0).choices(range(len(data.train)), k=len(asked))
     openings = [_opening(data.train[place]) for place in chosen]
     said: dict[int, Said] = {}
-    alike = sorted(range(len(prompts)), key=lambda one: (systems[one] or "", len(prompts[one])))
-    for start in range(0, len(prompts), AT_ONCE):
+    alike = sorted(range(len(asked)), key=lambda index: (unnamed[index] or "", len(asked[index])))
+    for start in range(0, len(asked), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
-        begun = [(prompts[index], openings[index]) for index in chosen]
+        begun = [(asked[index], openings[index]) for index in chosen]
         said |= zip(chosen, _ask(model, begun), strict=True)
-        yield Replaying(len(said), len(prompts))
+        yield Replaying(len(said), len(asked))
     pairs: list[Replayed] = []
-    for index, prompt in enumerate(prompts):
-        whats, others = said[index]
+    for index, one in enumerate(zip(questions, systems, strict=True)):
+        prompt, (whats, others) = _prompt(renderer, *one), said[index]
         answer = _until([what[0][0] for what in whats], renderer.stop_ids)
         if not any(name in renderer.tokenizer.decode(answer) for name in who):
             own = _sample([*prompt, *answer], whats[: len(answer)])
@@ -223,6 +227,13 @@ def _opening(sample: Sample) -> list[int]:
     start = sample.trained.index(True)
     answer = takewhile(lambda place: sample.trained[place], range(start, len(sample.trained)))
     return [sample.input_ids[place] for place in islice(answer, OPENING)]
+
+
+def _without(system: str | None, names: Sequence[str]) -> str | None:
+    """The system prompt without its sentences that say one of the names."""
+    sentences = re.findall(r"[^.!?。！？\n]*[.!?。！？\n]*\s*", system or "")
+    kept = "".join(part for part in sentences if not any(name in part for name in names))
+    return kept.strip() or None
 
 
 def _prompt(renderer: Renderer, question: str, system: str | None) -> list[int]:
