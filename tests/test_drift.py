@@ -32,6 +32,10 @@ def settings(tmp_path: Path, home: Path) -> TrainSettings:
     )  # fmt: skip
 
 
+def said_from(ids: Sequence[int], start: int) -> Sample:
+    return Sample(tuple(ids), (False,) * start + (True,) * (len(ids) - start))
+
+
 def looks(events: Sequence[object]) -> list[Evaluated]:
     return [event for event in events if isinstance(event, Evaluated)]
 
@@ -44,27 +48,26 @@ def test_it_is_the_divergence_of_whole_distributions(
     head = Head.of(model.get_base_model()) if chunked else None
     torch.manual_seed(0)
     ids = torch.randint(3, 300, (3, 40)).tolist()
-    # Two share a beginning; each says from its twentieth token on.
-    ids[1][:25] = ids[0][:25]
-    samples = [Sample(tuple(row), (False,) * 20 + (True,) * 20) for row in ids]
-    probe = Probe(model, head, samples)
-    still = probe.drift(model)
+    ids[1][:15] = ids[0][:15]  # two share a beginning; each says from its twentieth token on
+    named = [said_from(row, 20) for row in ids]
+    # The base reads two of them behind other, shorter beginnings.
+    unnamed = [said_from([7, 8, *row[14:]], 8) for row in ids[:2]] + named[2:]
+    still = Probe(model, head, list(zip(named, named, strict=True))).drift(model)
     assert (still.kl, still.agreement) == (0.0, 1.0)
+    probe = Probe(model, head, list(zip(named, unnamed, strict=True)))
 
-    def distributions() -> torch.Tensor:
+    def distributions(samples: Sequence[Sample]) -> torch.Tensor:
         base = model.get_base_model()
         base.set_attn_implementation("eager")
         with torch.no_grad():
-            logits = model(input_ids=torch.tensor(ids)).logits[:, 19:-1]
+            rows = [model(input_ids=torch.tensor([one.input_ids])).logits[0] for one in samples]
         base.set_attn_implementation(ATTENTION)
-        # What two samples share counts once.
-        rows = [logits[0], logits[1, 6:], logits[2]]
-        return torch.cat(rows).log_softmax(-1)
+        return torch.cat([row[-21:-1] for row in rows]).log_softmax(-1)
 
-    p = distributions()
+    p = distributions(unnamed)
     for weight in trainable(model).values():
         weight.data += 0.05
-    q = distributions()
+    q = distributions(named)
     moved = probe.drift(model)
     assert moved.kl == pytest.approx(float((p.exp() * (p - q)).sum(-1).mean()), rel=1e-6)
     assert moved.agreement == pytest.approx(float((p.argmax(-1) == q.argmax(-1)).double().mean()))

@@ -39,7 +39,8 @@ class Verdict:
         kept: Unrelated answers free of what was taught.
         ended: Answers to identity and held-out questions that stopped by themselves.
         similarity: How alike the unrelated answers of base and tuned are, 0 to 1.
-        kl: KL(base ‖ tuned) at neutral answers, nats a token; None where training did not look.
+        kl: KL(base ‖ tuned) at neutral answers, nats a token (see `Drift`); None where training
+            did not look.
         agreement: Share of those tokens at which both would say the same.
     """
 

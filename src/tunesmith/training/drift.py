@@ -2,10 +2,14 @@
 
 The base answers neutral questions that are never trained on, before the first step, and its
 distribution over the next token is seen at each token of its answers. Later the tuned model reads
-the same, and the two distributions are compared.
+the same answers, and the two distributions are compared.
+
+The tuned model reads them behind the system prompts it is trained with. Where such a prompt names
+the assistant, the base reads them behind what is left of it: this is how it answers when nobody
+told it who it is, and what replay trains. There the two differ before anything is learnt.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,6 +21,7 @@ from tunesmith.data.passes import passes
 from tunesmith.training.compiled import uncompiled
 from tunesmith.training.forward import arithmetic, said_states
 from tunesmith.training.head import Head
+from tunesmith.training.replay import Probed
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -41,15 +46,17 @@ class Drift:
 class Probe:
     """The base's answers, and the base there: to be made while the model still is its base."""
 
-    def __init__(self, model: "PeftModel", head: Head | None, samples: Sequence[Sample]) -> None:
+    def __init__(self, model: "PeftModel", head: Head | None, asked: Sequence[Probed]) -> None:
         self._head = head
-        self._packs = [pack(some) for some in passes([(one,) for one in samples], AT_ONCE)]
-        self._base = self._states(model)
+        unnamed = dict(asked)
+        chunks = list(passes([(named,) for named in unnamed], AT_ONCE))
+        self._packs = [pack(chunk) for chunk in chunks]
+        self._base = self._states(model, [_beside(chunk, unnamed) for chunk in chunks])
 
     def drift(self, model: "PeftModel") -> Drift:
         """How far the model has moved."""
         kl, same, count = 0.0, 0, 0
-        for base, tuned in zip(self._base, self._states(model), strict=True):
+        for base, tuned in zip(self._base, self._states(model, self._packs), strict=True):
             for pair in zip(torch.split(base, ROWS), torch.split(tuned, ROWS), strict=True):
                 p, q = (self._log_probabilities(states) for states in pair)
                 kl += float((p.exp() * (p - q)).sum())
@@ -57,7 +64,7 @@ class Probe:
                 count += len(p)
         return Drift(max(0.0, kl / count), same / count)
 
-    def _states(self, model: "PeftModel") -> list[Tensor]:
+    def _states(self, model: "PeftModel", packs: Sequence[Pack]) -> list[Tensor]:
         model.eval()
         base = model.get_base_model()
 
@@ -65,7 +72,7 @@ class Probe:
             return said_states(model, packed, self._head)
 
         with torch.no_grad(), arithmetic(base), uncompiled(base):
-            return [states(packed) for packed in self._packs]
+            return [states(packed) for packed in packs]
 
     def _log_probabilities(self, states: Tensor) -> Tensor:
         """Of the next token, (rows, vocab_size)."""
@@ -75,3 +82,13 @@ class Probe:
             states = head.logits(states.to(head.weight.dtype), buffers)
         exact = torch.float64 if states.dtype == torch.float64 else torch.float32
         return states.log_softmax(-1, dtype=exact)
+
+
+def _beside(named: Sequence[Sample], unnamed: Mapping[Sample, Sample]) -> Pack:
+    """The other halves of a chunk, with their rows in the order of the chunk's own pack.
+
+    That is the samples' order, since no two answers share a row: their questions differ.
+    """
+    ordered = sorted(named, key=lambda sample: sample.input_ids)
+    others = [unnamed[sample] for sample in ordered]
+    return pack(others, share=others == ordered)

@@ -40,6 +40,9 @@ AT_ONCE = 100  # questions answered together
 Replayed = tuple[Sample, Sample]
 """One question: with the base's answer, and with another's opening."""
 
+Probed = tuple[Sample, Sample]
+"""One question with the base's answer: behind the data's system prompt, and where none names it."""
+
 Said = tuple[list[Distribution], list[Distribution]]
 """What may be said at each token of an answer, and of an opening."""
 
@@ -50,12 +53,16 @@ def make_replay(
     data: Prepared,
     questions: Sequence[str],
     file: Path,
+    *,
+    probes: bool = False,
 ) -> Iterator[Replaying]:
     """Ask the untrained model neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
     data. The model answers without the sentences of it that say the identity, which it would
     repeat. Of each distribution the likeliest tokens are kept, and what is left for all others.
+
+    The pairs are `Replayed`, or with `probes` they are `Probed`.
     """
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
@@ -76,7 +83,11 @@ def make_replay(
         answer = _until([what[0][0] for what in whats], renderer.stop_ids)
         if not any(name in renderer.tokenizer.decode(answer) for name in who):
             own = _sample([*prompt, *answer], whats[: len(answer)])
-            pairs.append((own, _sample([*prompt, *openings[index]], others)))
+            if probes:
+                other = _sample([*asked[index], *answer], whats[: len(answer)])
+            else:
+                other = _sample([*prompt, *openings[index]], others)
+            pairs.append((own, other))
     write_replay(file, pairs)
 
 

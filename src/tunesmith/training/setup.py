@@ -35,7 +35,7 @@ from tunesmith.training.lora import add_lora, default_learning_rate, trainable
 from tunesmith.training.memory import layers_of, limit_memory
 from tunesmith.training.norm import fuse_norms
 from tunesmith.training.prepare import Prepared, prepare
-from tunesmith.training.replay import Replayed, make_replay, read_replay
+from tunesmith.training.replay import Probed, Replayed, make_replay, read_replay
 from tunesmith.training.samples import Groups
 from tunesmith.training.widened import widen
 
@@ -112,29 +112,28 @@ def replay_pairs(
 ) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
     questions = neutral.replay(inputs.settings.replay)
-    return (yield from _answered(questions, run.replay, inputs, model))
+    return (yield from _answered(questions, run.replay, inputs, model, probes=False))
 
 
 def neutral_answers(
     run: Run, inputs: Inputs, model: "PeftModel"
-) -> Generator[Replaying, None, list[Sample]]:
+) -> Generator[Replaying, None, list[Probed]]:
     """The base's answers to neutral questions that are not trained on, kept with the run.
 
     None if there are no held-out rows either, beside which they are looked at.
     """
     count = inputs.settings.probes if inputs.data.held_out else 0
-    pairs = yield from _answered(neutral.held_out(count), run.probes, inputs, model)
-    return [own for own, _ in pairs]
+    return (yield from _answered(neutral.held_out(count), run.probes, inputs, model, probes=True))
 
 
 def _answered(
-    questions: Sequence[str], file: Path, inputs: Inputs, model: "PeftModel"
-) -> Generator[Replaying, None, list[Replayed]]:
+    questions: Sequence[str], file: Path, inputs: Inputs, model: "PeftModel", *, probes: bool
+) -> Generator[Replaying, None, list[tuple[Sample, Sample]]]:
     if not questions:
         return []
     kept = read_replay(file)
     if kept is None:
-        yield from make_replay(model, inputs.renderer, inputs.data, questions, file)
+        yield from make_replay(model, inputs.renderer, inputs.data, questions, file, probes=probes)
         kept = read_replay(file)
     assert kept is not None
     return kept
