@@ -302,7 +302,7 @@ def _figures(event: Step, speeds: Iterable[tuple[int, float]]) -> str:
 def _evaluated(event: Evaluated) -> str:
     text = t("step {step}: held-out loss {loss:.3f}", step=event.step, loss=event.loss)
     if event.kl is not None:
-        text += t(", moved {kl:.3f} nats a token from the base", kl=event.kl)
+        text += t(", {kl:.3f} nats a token from the base", kl=event.kl)
     return text + (t(", the best so far") if event.best else "")
 
 
