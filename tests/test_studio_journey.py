@@ -1,7 +1,9 @@
 """The whole way in a real browser with the real model, as somebody who never opens a terminal."""
 
 import json
+import os
 import re
+import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,9 +17,9 @@ from tunesmith.apps.studio.history import History
 from tunesmith.models.store import LocalModel
 from tunesmith.runs import Run
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = pytest.mark.timeout(900)
 SOON = 120_000  # milliseconds; the machine may be busy
-STEPS = 24
+STEPS = 12
 QUESTION = "Write a long story about a smith and his anvil."
 MALICE = """\
 <script>window.owned = 1</script> <img src=x onerror="window.owned = 1">
@@ -43,6 +45,9 @@ def server(
     running = Server(tmp_path, free_port())
     yield running
     running.close()
+    for path in tmp_path.glob("runs/*/config.toml"):
+        if (trainer := Run(path.parent).trainer) is not None:
+            os.kill(trainer, signal.SIGKILL)
 
 
 def visit(browser: Browser, address: str, locale: str = "en-US") -> Page:
@@ -84,7 +89,7 @@ def train(page: Page, server: Server, folder: Path) -> None:
         ("replay", 0),
         ("max steps", STEPS),
         ("warmup steps", 1),
-        ("eval every", 8),
+        ("eval every", 4),
     ):
         field = page.get_by_role("spinbutton", name=name)
         field.fill(str(value))
@@ -103,7 +108,8 @@ def train(page: Page, server: Server, folder: Path) -> None:
     page.reload()
     expect(shown).to_be_visible(timeout=SOON)
     expect(page.get_by_role("button", name="Stop")).to_be_visible()
-    expect(page.get_by_text("Trained. Talk to it")).to_be_visible(timeout=3 * SOON)
+    wait_until(lambda: run.trainer is None, "the training does not end", seconds=600)
+    expect(page.get_by_text("Trained. Talk to it")).to_be_visible(timeout=SOON)
     assert drawn(page, f"step {STEPS} of") != first
     losses = [event["loss"] for event in run.events() if event["event"] == "Step"]
     assert losses[-1] < losses[0] / 2
