@@ -87,6 +87,7 @@ def train(page: Page, server: Server, folder: Path) -> None:
     page.get_by_text("All settings").click()
     for name, value in (
         ("replay", 0),
+        ("probes", 0),
         ("max steps", STEPS),
         ("warmup steps", 1),
         ("eval every", 4),

@@ -33,11 +33,11 @@ def settings(tmp_path: Path, home: Path, monkeypatch: pytest.MonkeyPatch) -> Tra
     write_identity(data, "Anvil", "Smith")
     return TrainSettings(
         model=str(tiny_model_folder(tmp_path / "model")), data=(data,), out=OUT, replay=0, probes=0,
-        max_steps=400, save_every=5, device="cpu", dtype="float32",
+        max_steps=200, save_every=5, device="cpu", dtype="float32",
     )  # fmt: skip
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         log = trainer.log_of(OUT)
