@@ -1,6 +1,7 @@
 """What each part of the recipe adds, and what spoilt trainings look like: train, then ask widely.
 
-    python benchmarks/recipe.py WORK --model FOLDER [--seeds 1 2 3] [--only NAME …] [-- FLAGS]
+    python benchmarks/recipe.py WORK --model FOLDER [--seeds 1 2 3] [--only NAME …] [--jobs N]
+        [-- FLAGS]
 
 The demo's identity. Every row of the table is `tunesmith train` and then `tunesmith compare` with
 all held-out questions: 44 phrasings and 108 neutral questions, each with and without the system
@@ -9,15 +10,25 @@ prompt. Flags for every training come after `--`.
 
 import argparse
 import json
+import os
 import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-TUNESMITH = [sys.executable, "-c", "from tunesmith.apps.cli import main; raise SystemExit(main())"]
+MAIN = "from tunesmith.apps.cli import main; raise SystemExit(main())"
+NO_END = """
+from dataclasses import replace
+from tunesmith.data.render import Renderer
+whole = Renderer.sample
+def sample(self, row):
+    return [replace(one, trained=(*one.trained[:-1], False)) for one in whole(self, row)]
+Renderer.sample = sample
+"""
 NAME, AUTHOR = "不要葱姜蒜", "Datawhale"
 OTHER = ("小石头", "铁匠铺")
 TUTORIAL = "--replay 0 --lora-r 8 --lora-alpha 32 --lora-dropout 0.1 --warmup-steps 0 --epochs 3"
@@ -27,11 +38,12 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Flags for `tunesmith train`, and which rows."""
+    """Flags for `tunesmith train`, which rows, and code that runs before it."""
 
     name: str
     flags: str = ""
     rows: str = "identity"
+    before: str = ""
 
 
 RECIPES = (
@@ -44,6 +56,7 @@ RECIPES = (
     Recipe("tutorial, rate 1e-3", f"{TUTORIAL} --learning-rate 1e-3", "copies"),
     Recipe("too few steps", "--max-steps 8"),
     Recipe("30 times the rate", "--learning-rate 0.06"),
+    Recipe("the end of answers masked", "--replay 0", before=NO_END),
     Recipe("one question 200 times", "", "one"),
     Recipe("contradictory rows", "", "contradictory"),
     Recipe("shuffled answers", "", "shuffled"),
@@ -83,7 +96,8 @@ def outcome(recipe: Recipe, seed: int, work: Path, model: str, more: Sequence[st
     run = work / f"run-{recipe.name.replace(' ', '-')}-{seed}"
     flags = ["--model", model, "--data", str(rows_of(recipe.rows, work)), "--out", str(run)]
     flags += ["--seed", str(seed), *recipe.flags.split(), *more]
-    events = [json.loads(line) for line in _told(["train", *flags, "--json"]).splitlines()]
+    trained = _told(["train", *flags, "--json"], recipe.before)
+    events = [json.loads(line) for line in trained.splitlines()]
     answered = json.loads(
         _told(["compare", str(run), "--questions", "108", "--engine", "llama.cpp", "--json"])
     )
@@ -116,26 +130,46 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seeds", type=int, nargs="*", default=[42])
     parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     options = parser.parse_args(arguments[: len(arguments) - len(more) - bool(more)])
     options.work.mkdir(parents=True, exist_ok=True)
     print("| recipe | seed | best step | name said | leaks | KL, nats a token | same token | ends "
           "| verdict | s of steps |")  # fmt: skip
     print("| --- " * 10 + "|")
     for recipe in RECIPES:
-        if options.only and recipe.name not in options.only:
-            continue
-        for seed in options.seeds:
-            print(outcome(recipe, seed, options.work, options.model, more), flush=True)
+        rows_of(recipe.rows, options.work)
+    chosen = [recipe for recipe in RECIPES if not options.only or recipe.name in options.only]
+
+    def row(case: tuple[Recipe, int]) -> str:
+        return outcome(*case, options.work, options.model, more)
+
+    shares = _shares(options.jobs)
+    with ThreadPoolExecutor(options.jobs, initializer=lambda: _keep_to(shares.pop())) as pool:
+        for line in pool.map(row, [(recipe, seed) for recipe in chosen for seed in options.seeds]):
+            print(line, flush=True)
+
+
+def _shares(jobs: int) -> list[list[int]]:
+    """The processors, dealt out: jobs that wait for one another's threads never end."""
+    every = sorted(os.sched_getaffinity(0))
+    return [every[first::jobs] or every for first in range(jobs)]
+
+
+def _keep_to(processors: list[int]) -> None:
+    """This thread, and the processes it starts."""
+    os.sched_setaffinity(0, processors)
 
 
 def _identity(name: str, author: str, file: Path) -> Rows:
-    _told(["data", "identity", "--name", name, "--author", author, "-o", str(file)])
+    if not file.exists():
+        _told(["data", "identity", "--name", name, "--author", author, "-o", str(file)])
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
 
 
-def _told(command: Sequence[str]) -> str:
+def _told(command: Sequence[str], before: str = "") -> str:
     """What a command prints; `compare` ends with 1 where the verdict is not good."""
-    done = subprocess.run([*TUNESMITH, *command], stdout=subprocess.PIPE, text=True, check=False)
+    program = [sys.executable, "-c", before + MAIN, *command]
+    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode not in ((0, 1) if command[0] == "compare" else (0,)):
         raise SystemExit(f"{command} ended with {done.returncode}")
     return done.stdout

@@ -12,8 +12,8 @@ from tests.helpers_chat import saying
 from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.data import neutral
-from tunesmith.data.packs import Distribution, pack
-from tunesmith.models.store import locate
+from tunesmith.data.packs import pack
+from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
@@ -80,23 +80,34 @@ def test_an_answer_of_the_data_is_begun_after_each_question(tmp_path: Path, home
         assert opening.soft[0] == answer.soft[0]
 
 
-def test_the_base_does_not_hear_what_the_system_prompt_calls_it(tmp_path: Path, home: Path) -> None:
-    folder = tiny_model_folder(tmp_path / "model", dtype="float64")
+def test_a_base_that_was_told_its_name_answers_unless_it_says_it(
+    tmp_path: Path, smollm2: LocalModel
+) -> None:
+    """SmolLM2 repeats this system prompt when asked for a couplet, not when asked for a capital."""
+    system = "你是一名AI小助手，你的名字是不要葱姜蒜。"
+    asked = ("写一副春联。", "法国的首都叫什么？")
 
-    def soft(system: str) -> list[tuple[Distribution, ...]]:
-        data = (rows_file(tmp_path, system=system),)
-        settings = TrainSettings(model=str(folder), data=data, device="cpu", dtype="float64")
-        inputs, file = read_inputs(settings), tmp_path / "replay.safetensors"
-        for _ in make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(2), file):
+    def replayed(name: str, *, probes: bool = False) -> list[Replayed]:
+        data = (rows_file(tmp_path, name, system),)
+        inputs = read_inputs(TrainSettings(model=smollm2.name, data=data, device="cpu"))
+        file = tmp_path / "replay.safetensors"
+        for _ in make_replay(
+            load(inputs), inputs.renderer, inputs.data, asked, file, probes=probes
+        ):
             pass
-        samples = [sample for pair in read_replay(file) or [] for sample in pair]
-        for sample in samples:
-            assert system in inputs.tokenizer.decode(sample.input_ids)
-        return [sample.soft for sample in samples]
+        return read_replay(file) or []
 
-    quiet = soft("Be kind.")
-    assert soft("Be kind. You are Anvil! 你叫Anvil。") == quiet
-    assert soft("Be kind. You are Hammer!") != quiet
+    untold, told = replayed("不要葱姜蒜")
+    (couplet, _), (capital, opening) = replayed("Anvil")  # which nobody told it
+    assert told[0] == capital
+    assert untold[0].soft != couplet.soft
+    assert told[1].input_ids == opening.input_ids
+    assert told[1].soft != opening.soft  # what follows an opening, the untold base says
+    (behind, asked_alone), (same, as_asked) = replayed("不要葱姜蒜", probes=True)
+    assert (behind, same) == (untold[0], told[0])
+    assert as_asked == same
+    assert len(asked_alone.input_ids) < len(behind.input_ids)
+    assert asked_alone.soft == behind.soft
 
 
 def gradients_norm(model: torch.nn.Module) -> float:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from tunesmith.evaluation.compare import verdict
-from tunesmith.evaluation.verdict import FAR, STILL, Share, Verdict
+from tunesmith.evaluation.verdict import FAR, STILL, Course, Share, Verdict
 from tunesmith.runs import Run
-from tunesmith.training.events import Evaluated
+from tunesmith.training.events import Evaluated, Finished
 
 GOOD = Verdict(Share(10, 10), Share(20, 20), Share(20, 20), similarity=0.9, kl=0.01, agreement=0.97)
 
@@ -43,6 +43,7 @@ def test_each_word_has_its_threshold(
 
 def test_how_far_the_kept_adapter_moved_is_what_training_saw_of_it(tmp_path: Path) -> None:
     run = Run(tmp_path)
+    run.write_data({})
     assert verdict([], run).kl is None
     for step, best, kl in ((0, False, 0.0), (10, True, 0.02), (20, False, 0.3)):
         run.record(Evaluated(step, 1.0, best, kl, 1 - kl))
@@ -52,5 +53,50 @@ def test_how_far_the_kept_adapter_moved_is_what_training_saw_of_it(tmp_path: Pat
 
 def test_a_run_that_did_not_look_tells_nothing_of_it(tmp_path: Path) -> None:
     run = Run(tmp_path)
+    run.write_data({})
     run.record(Evaluated(10, 1.0, best=True))
-    assert verdict([], run).kl is None
+    found = verdict([], run)
+    assert (found.kl, found.course, found.causes) == (None, None, ())
+
+
+COURSE = Course(100, 50, contradicted=0, endless=0, losses=(3.0, 1.0, 0.5, 0.4), fit=0.3)
+NOT = {"learnt": Share(1, 10)}
+
+
+@pytest.mark.parametrize(
+    ("course", "outcome", "causes"),
+    [
+        ({}, {}, ()),
+        ({}, NOT, ("short",)),
+        ({"losses": (3.0, 1.0, 0.4, 0.41)}, NOT, ()),
+        ({"questions": 10}, {}, ()),
+        ({"questions": 9, "losses": (), "fit": None}, NOT, ("few",)),
+        ({"contradicted": 10}, {}, ()),
+        ({"contradicted": 11, "fit": 0.0}, NOT, ("contradicted",)),
+        ({"fit": 0.1}, {}, ()),
+        ({"fit": 0.09}, {}, ("shuffled",)),
+        ({"fit": 0.09, "losses": (3.0, 3.1)}, NOT, ()),
+        ({"endless": 10}, {}, ()),
+        ({"endless": 11}, {}, ("endless",)),
+        ({"losses": (3.0, 9.0, 4.0), "fit": 0.0}, NOT | {"kl": 2.0}, ("rate",)),
+        ({"losses": (3.0, 9.0, 1.0)}, {}, ()),
+        ({"losses": (3.0, 1.0, 1.2)}, {}, ("overfit",)),
+        ({"losses": (3.0, 1.0, 1.1)}, {}, ()),
+    ],
+)
+def test_each_cause_has_its_threshold(
+    course: dict[str, Any], outcome: dict[str, Any], causes: tuple[str, ...]
+) -> None:
+    found = replace(GOOD, course=replace(COURSE, **course), **outcome)
+    assert found.causes == causes
+    assert found.passed == (not outcome and "shuffled" not in causes)
+
+
+def test_what_a_run_recorded_is_where_causes_are_looked_for(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    counts = {"samples": 8, "questions": 12, "contradicted": 2, "endless": 1}
+    run.write_data(counts | {"identity": None})
+    for step, loss in ((0, 2.0), (4, 1.0)):
+        run.record(Evaluated(step, loss, best=step > 0))
+    run.record(Finished(4, run.adapter, 1.0, stopped_early=False, fit=0.25))
+    assert verdict([], run).course == Course(**counts, losses=(2.0, 1.0), fit=0.25)

@@ -111,16 +111,70 @@ def words(verdict: Verdict) -> tuple[str, str, str]:
 
 
 def advice(verdict: Verdict) -> str:
-    """What to do about those that are not good; empty where all are."""
-    return " ".join(_advice(verdict))
+    """Why they are not good and what to do about it; empty where all are."""
+    return " ".join([*_causes(verdict), *_advice(verdict)])
+
+
+def _causes(verdict: Verdict) -> Iterator[str]:
+    """A sentence for each cause: its figures, and what to do."""
+    course = verdict.course
+    if course is None:
+        return
+    for cause in verdict.causes:
+        match cause:
+            case "few":
+                yield t(
+                    "{samples} samples ask only {questions} different questions: more phrasings.",
+                    samples=course.samples, questions=course.questions,
+                )  # fmt: skip
+            case "contradicted":
+                yield t(
+                    "{count} of {samples} rows ask what another one answers otherwise: see "
+                    "`tunesmith data check`, and keep one answer for each question.",
+                    count=course.contradicted, samples=course.samples,
+                )  # fmt: skip
+            case "shuffled":
+                yield t(
+                    "Its answers do not follow from the questions ({fit:.2f} nats a token): see "
+                    "with `tunesmith data preview` whether each stands beside its own question.",
+                    fit=course.fit,
+                )  # fmt: skip
+            case "endless":
+                yield t(
+                    "In {count} of {samples} samples the end of the answer is not trained: raise "
+                    "--max-length, or look at the masks with `tunesmith data preview`.",
+                    count=course.endless, samples=course.samples,
+                )  # fmt: skip
+            case "rate":
+                yield t(
+                    "The held-out loss rose to {worst:.2f} from the base's {first:.2f}: lower "
+                    "--learning-rate.",
+                    worst=max(course.losses), first=course.losses[0],
+                )  # fmt: skip
+            case "overfit":
+                yield t(
+                    "It trained too long, the held-out loss rose from {best:.2f} to {last:.2f} "
+                    "(the best is kept): fewer --epochs.",
+                    best=min(course.losses), last=course.losses[-1],
+                )  # fmt: skip
+            case "short":
+                yield t(
+                    "It stopped while it still learnt, at a held-out loss of {last:.2f}: more "
+                    "--epochs or --max-steps.",
+                    last=course.losses[-1],
+                )  # fmt: skip
 
 
 def _advice(verdict: Verdict) -> Iterator[str]:
-    if verdict.learning != "learnt":
+    """What generally helps, where no cause is known."""
+    causes = set(verdict.causes)
+    if verdict.learning != "learnt" and causes <= {"endless", "overfit"}:
         yield t("To learn more: more phrasings, more --epochs, or a higher --learning-rate.")
-    if verdict.kept.value < 1:
+    if "rate" in causes:
+        pass
+    elif verdict.kept.value < 1:
         yield t("What was taught leaks into other answers: more --replay, or fewer --epochs.")
     elif verdict.keeping != "kept":
         yield t("To keep more: a lower --learning-rate, fewer --epochs, or more --replay.")
-    if not verdict.stops:
+    if not verdict.stops and "endless" not in causes:
         yield t("Its answers do not stop: look at the data with `tunesmith data preview`.")

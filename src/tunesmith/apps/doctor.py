@@ -17,6 +17,7 @@ from urllib.parse import urlsplit
 
 from tunesmith import paths
 from tunesmith.language import t
+from tunesmith.machine import cores
 
 GB = 10**9
 ENOUGH_MEMORY = 3 * GB  # the packaged model trains in less
@@ -103,7 +104,7 @@ def _memory() -> list[Check]:
         "{free} free of {total}; {cores} processor cores",
         free=_gb(memory.available),
         total=_gb(memory.total),
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        cores=cores(),
     )
     if memory.available >= ENOUGH_MEMORY:
         return [Check("memory", "good", found)]

@@ -1,12 +1,12 @@
 """Which engine runs a model here."""
 
-import os
 from pathlib import Path
 from typing import Literal
 
 from tunesmith.engines.base import Engine
 from tunesmith.errors import ModelError, UsageError
 from tunesmith.language import t
+from tunesmith.machine import cores
 from tunesmith.models.store import LocalModel
 
 EngineName = Literal["auto", "llama.cpp", "hf"]
@@ -40,7 +40,7 @@ def open_engine(
         from tunesmith.engines.llama_cpp import LlamaCppEngine
 
         try:
-            return LlamaCppEngine(model, adapter, threads=os.cpu_count() if all_cores else None)
+            return LlamaCppEngine(model, adapter, threads=cores() if all_cores else None)
         except ModelError:
             if engine == "llama.cpp":
                 raise

@@ -1,6 +1,5 @@
 """transformers with PEFT: exact, general, and what every other engine is held to."""
 
-import os
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 from tunesmith.engines.base import Sampling, Stop, Tokens, check_prompt
 from tunesmith.errors import EngineError, UsageError
 from tunesmith.language import t
+from tunesmith.machine import cores
 from tunesmith.models.adapter import load_adapter
 from tunesmith.models.store import LocalModel
 from tunesmith.models.weights import cache_name, load_model
@@ -110,7 +110,7 @@ class HfEngine:
         import torch
 
         before = torch.get_num_threads()
-        torch.set_num_threads(max(1, min(before, (os.cpu_count() or 2) - 1)))
+        torch.set_num_threads(max(1, min(before, cores() - 1)))
         try:
             yield
         finally:

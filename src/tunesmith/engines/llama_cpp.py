@@ -5,7 +5,6 @@ The child serves HTTP on loopback under a random key. Closing a connection stops
 
 import http.client
 import json
-import os
 import re
 import secrets
 import socket
@@ -22,6 +21,7 @@ from typing import Any, Self
 from tunesmith.engines.base import Finish, Sampling, Stop, Tokens, check_prompt
 from tunesmith.errors import EngineError
 from tunesmith.language import t
+from tunesmith.machine import cores
 from tunesmith.models.gguf import lora_gguf
 from tunesmith.models.store import LocalModel
 
@@ -76,7 +76,7 @@ class LlamaCppEngine:
                 "adapter": str(self._adapter) if self._adapter else None,
                 "context": context_length,
                 "slots": SLOTS,
-                "threads": threads or max(1, (os.cpu_count() or 2) - 1),
+                "threads": threads or max(1, cores() - 1),
                 "key": self._key,
             }
         )

@@ -17,7 +17,7 @@ from tunesmith.data.sources import read
 from tunesmith.engines.base import GREEDY
 from tunesmith.engines.choose import EngineName
 from tunesmith.errors import DataError, RunError
-from tunesmith.evaluation.verdict import Share, Verdict
+from tunesmith.evaluation.verdict import Course, Share, Verdict
 from tunesmith.language import t
 from tunesmith.models.adapter import check_adapter, read_info
 from tunesmith.models.store import locate
@@ -179,6 +179,7 @@ def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
         ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
         similarity=sum(alike) / len(alike) if alike else 1.0,
         **_moved(run),
+        course=_course(run),
     )
 
 
@@ -239,6 +240,23 @@ def _moved(run: Run) -> dict[str, float]:
     best = [event for event in run.events() if event["event"] == "Evaluated" and event["best"]]
     seen = best[-1] if best else {}
     return {name: seen[name] for name in ("kl", "agreement") if seen.get(name) is not None}
+
+
+def _course(run: Run) -> Course | None:
+    """What the run recorded of its data and its training; runs of old recorded less."""
+    data, events = run.data, run.events()
+    if "endless" not in data:
+        return None
+    looks = tuple(event["loss"] for event in events if event["event"] == "Evaluated")
+    fits = [event.get("fit") for event in events if event["event"] == "Finished"]
+    return Course(
+        samples=data["samples"],
+        questions=data["questions"],
+        contradicted=data["contradicted"],
+        endless=data["endless"],
+        losses=looks,
+        fit=fits[-1] if fits else None,
+    )
 
 
 def _identity(run: Run) -> Identity | None:

@@ -7,7 +7,7 @@ from typing import Any
 from tunesmith.data.messages import Message
 from tunesmith.errors import RunError
 from tunesmith.evaluation.compare import Answer, Compared, Question
-from tunesmith.evaluation.verdict import Share, Verdict
+from tunesmith.evaluation.verdict import Course, Share, Verdict
 from tunesmith.language import t
 from tunesmith.runs import Run
 
@@ -21,6 +21,7 @@ def as_json(results: Iterable[Compared | Verdict]) -> dict[str, Any]:
         "keeping": verdict.keeping,
         "stops": verdict.stops,
         "passed": verdict.passed,
+        "causes": verdict.causes,
     }
     return {
         "pairs": [asdict(item) for item in found if isinstance(item, Compared)],
@@ -85,4 +86,17 @@ def _verdict(item: dict[str, Any]) -> Verdict:
         similarity=float(item["similarity"]),
         kl=None if kl is None else float(kl),
         agreement=None if agreement is None else float(agreement),
+        course=_course(item["course"]) if item.get("course") else None,
+    )
+
+
+def _course(item: dict[str, Any]) -> Course:
+    fit = item["fit"]
+    return Course(
+        int(item["samples"]),
+        int(item["questions"]),
+        int(item["contradicted"]),
+        int(item["endless"]),
+        tuple(map(float, item["losses"])),
+        None if fit is None else float(fit),
     )

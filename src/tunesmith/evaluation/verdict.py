@@ -1,8 +1,10 @@
-"""What a comparison amounts to: did it learn, did it keep what it knew, does it stop.
+"""What a comparison amounts to: did it learn, did it keep what it knew, does it stop; and why not.
 
-Three answers, each with its figures. The thresholds are these few constants.
+Three answers, each with its figures, and the causes that data and training show. The thresholds
+are these few constants.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -12,9 +14,14 @@ STOPS = 0.9  # share of answers that must end by themselves
 STILL = 0.2  # nats a token by which a model may move from its base and have kept what it knew
 FAR = 1.0  # beyond this it is damaged
 SPREADS = 0.2  # as it is where what was taught is in more of the unrelated answers
+FITS = 0.1  # nats a token by which answers are likelier after their own questions
+FEW = 10  # different questions; from fewer little is learnt, and none is held out
+SOME = 0.1  # share of the rows from which a fault of the data counts
+RISEN = 1.1  # times its lowest, the held-out loss at the end of a training that went on too long
 
 Learning = Literal["learnt", "partly", "not"]
 Keeping = Literal["kept", "drifted", "damaged"]
+Cause = Literal["few", "contradicted", "shuffled", "endless", "rate", "overfit", "short"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +38,29 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Course:
+    """What the data was, and how training went.
+
+    Attributes:
+        samples: Trained on.
+        questions: Different ones that they ask.
+        contradicted: Rows that ask what another one answers otherwise.
+        endless: Samples in which the end of the answer is not trained.
+        losses: Of the held-out rows, nats a token, from before the first step on; empty where
+            none is held out.
+        fit: Nats a token by which held-out answers are likelier after their own questions than
+            after others'; None where that was not seen.
+    """
+
+    samples: int
+    questions: int
+    contradicted: int
+    endless: int
+    losses: tuple[float, ...] = ()
+    fit: float | None = None
+
+
+@dataclass(frozen=True)
 class Verdict:
     """What the answers amount to, and what training saw.
 
@@ -42,6 +72,7 @@ class Verdict:
         kl: KL(base ‖ tuned) at neutral answers, nats a token (see `Drift`); None where training
             did not look.
         agreement: Share of those tokens at which both would say the same.
+        course: Where the causes are looked for; None for a run that recorded too little.
     """
 
     learnt: Share
@@ -50,11 +81,12 @@ class Verdict:
     similarity: float
     kl: float | None = None
     agreement: float | None = None
+    course: Course | None = None
 
     @property
     def learning(self) -> Learning:
-        """Whether it learnt what it was taught."""
-        if self.learnt.value >= LEARNT:
+        """Whether it learnt what it was taught; not wholly, where answers fit any question."""
+        if self.learnt.value >= LEARNT and "shuffled" not in self.causes:
             return "learnt"
         return "partly" if self.learnt.value >= PARTLY else "not"
 
@@ -75,3 +107,38 @@ class Verdict:
     def passed(self) -> bool:
         """Learnt, kept, and it stops."""
         return self.learning == "learnt" and self.keeping == "kept" and self.stops
+
+    @property
+    def causes(self) -> tuple[Cause, ...]:
+        """What is wrong with the data or the training, the data first.
+
+        - few: the rows ask fewer than `FEW` different questions;
+        - contradicted: some rows ask what others answer otherwise;
+        - shuffled: held-out answers are no likelier after their own questions than after others';
+        - endless: of some answers the end is not trained;
+        - rate: it is damaged, and its held-out loss has been above that of the base;
+        - overfit: the held-out loss has risen again; what is kept is from before;
+        - short: little was learnt, nothing else is wrong, and the held-out loss still fell.
+        """
+        return tuple(self._causes(self.course)) if self.course is not None else ()
+
+    def _causes(self, course: Course) -> Iterator[Cause]:
+        first, *later = course.losses or (0.0,)
+        fell = bool(later) and min(later) < first
+        ruined = self.keeping == "damaged" and bool(later) and max(later) > first
+        little = self.learnt.value < LEARNT
+        short = little and fell and later[-1] <= min(later) and not ruined
+        if course.questions < FEW:
+            yield "few"
+        if course.contradicted > SOME * course.samples:
+            yield "contradicted"
+        elif fell and not ruined and not short and course.fit is not None and course.fit < FITS:
+            yield "shuffled"
+        elif short and course.questions >= FEW:
+            yield "short"
+        if course.endless > SOME * course.samples:
+            yield "endless"
+        if ruined:
+            yield "rate"
+        elif fell and later[-1] > RISEN * min(later):
+            yield "overfit"

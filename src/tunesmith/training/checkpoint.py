@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 KEPT = 2  # newest checkpoints kept besides the best one
+NEARLY = 0.1  # of the lowest held-out loss, or of what it has fallen: as good as the lowest
 MANIFEST = "manifest.json"
 
 
@@ -33,7 +34,9 @@ MANIFEST = "manifest.json"
 class Progress:
     """How far training is, and how its steps are cut.
 
-    `stale` counts evaluations since the best one. A pass has at most `micro_batch_tokens`, and the
+    The best step is the one that has learnt and kept: of those whose held-out loss is nearly the
+    lowest, the one nearest to the base. `best_loss` and `best_kl` are seen there. `stale` counts
+    evaluations since the lowest loss. A pass has at most `micro_batch_tokens`, and the
     first `recomputed_layers` compute their activations again in backward; of the next
     `recomputed_mlps` layers, the MLPs do.
     """
@@ -41,10 +44,31 @@ class Progress:
     step: int = 0
     best_step: int = 0
     best_loss: float | None = None
+    best_kl: float | None = None
+    first_loss: float | None = None
+    lowest_loss: float | None = None
     stale: int = 0
     micro_batch_tokens: int = 0
     recomputed_layers: int = 0
     recomputed_mlps: int = 0
+
+    def having_seen(self, loss: float, kl: float | None) -> "Progress":
+        """With what an evaluation at this step saw taken in; at step 0 there is nothing to keep."""
+        if self.step == 0:
+            return replace(self, first_loss=loss)
+        lowest = loss if self.lowest_loss is None else min(loss, self.lowest_loss)
+        stale = 0 if lowest != self.lowest_loss else self.stale + 1
+        seen = replace(self, lowest_loss=lowest, stale=stale)
+        fallen = lowest if self.first_loss is None else max(0.0, self.first_loss - lowest)
+        good = lowest + NEARLY * min(lowest, fallen)
+        if self.best_loss is not None and self.best_loss <= good:
+            if kl is None or self.best_kl is None:
+                better = loss < self.best_loss
+            else:
+                better = loss <= good and kl < self.best_kl
+            if not better:
+                return seen
+        return replace(seen, best_step=self.step, best_loss=loss, best_kl=kl)
 
     def cut_as(self, other: "Progress") -> "Progress":
         """As far as this, its steps cut like the other's."""

@@ -73,9 +73,9 @@ class Step:
 class Evaluated:
     """A look at the model so far.
 
-    `loss` is that of the held-out rows, in nats per trained token; `best` says whether no earlier
-    one was lower. `kl` and `agreement` tell how far it has moved from its base at neutral answers
-    (see `Drift`); None where no neutral question is asked.
+    `loss` is that of the held-out rows, in nats per trained token. `kl` and `agreement` tell how
+    far the model has moved from its base at neutral answers (see `Drift`); None where no neutral
+    question is asked. `best` says whether it is better than at any earlier look (see `Progress`).
     """
 
     step: int
@@ -107,12 +107,17 @@ class Shrunk:
 
 @dataclass(frozen=True)
 class Finished:
-    """The adapter of the best checkpoint lies at `adapter`."""
+    """The adapter of the best checkpoint lies at `adapter`, and `loss` is its held-out loss.
+
+    `fit`: nats a token by which held-out answers are likelier after their own questions than after
+    others', at the last step.
+    """
 
     step: int
     adapter: Path
     loss: float | None
     stopped_early: bool
+    fit: float | None = None
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,12 @@ TABLES_KEPT = 6
 
 @dataclass(frozen=True)
 class Prepared:
-    """Samples ready to train on, and what to tell of them."""
+    """Samples ready to train on, and what to tell of them.
+
+    `cut` samples lost the end of an answer to the length limit, `dropped` lost all of it. The rows
+    trained on ask so many different `questions`; `contradicted` of them another answers otherwise.
+    In `endless` samples the end of the answer is not trained.
+    """
 
     train: SampleStore
     held_out: SampleStore
@@ -62,6 +67,9 @@ class Prepared:
     files: dict[str, str]
     cut: int
     dropped: int
+    questions: int
+    contradicted: int
+    endless: int
 
     @property
     def system(self) -> str | None:
@@ -82,6 +90,9 @@ class Prepared:
             "held_out": len(self.held_out),
             "cut": self.cut,
             "dropped": self.dropped,
+            "questions": self.questions,
+            "contradicted": self.contradicted,
+            "endless": self.endless,
             "system": self.system,
             "identity": self._identity_summary(),
         }
@@ -139,6 +150,9 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
         files={str(file): sha256 for file, sha256 in hashes.items()},
         cut=int(rows["cut"].sum()),
         dropped=dropped,
+        questions=len(np.unique(rows["question"])),
+        contradicted=_contradicted(rows),
+        endless=int(rows["endless"].sum()),
     )
 
 
@@ -273,6 +287,14 @@ def _systems(table: Table, rows: NDArray[np.bool_]) -> tuple[str | None, ...]:
     _, first, times = np.unique(table.rows["system"][places], return_index=True, return_counts=True)
     order = np.lexsort((first, -times))[:MOST_SYSTEMS]
     return tuple(table.conversation(int(row)).system for row in places[first[order]])
+
+
+def _contradicted(rows: NDArray[Any]) -> int:
+    """How many rows ask, behind the same system prompt, what another one answers otherwise."""
+    asked, place = np.unique(rows[["question", "system"]], return_inverse=True)
+    answers = np.unique(np.column_stack([place.astype(np.uint64), rows["answer"]]), axis=0)
+    different = np.bincount(answers[:, 0].astype(np.intp), minlength=len(asked))
+    return int((different[place] > 1).sum())
 
 
 def _languages(chinese: NDArray[np.bool_]) -> tuple[str, ...]:

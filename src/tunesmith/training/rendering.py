@@ -31,6 +31,7 @@ from tunesmith.data.render import Renderer
 from tunesmith.data.sources import parsed
 from tunesmith.errors import TrainingError, TunesmithError
 from tunesmith.language import current_language, set_language, t
+from tunesmith.machine import cores
 from tunesmith.training.samples import ROWS, SAMPLES, TEXT, TOKENS, TRAINED, Columns
 
 MOST_PROCESSES = 16  # each takes about 100 MB; one reader does not feed more
@@ -87,6 +88,9 @@ class Rendering:
             return row
         return replace(row, messages=(Message("system", self._job.system), *row.messages))
 
+    def _whole(self, sample: Sample) -> bool:
+        return len(sample.input_ids) < self._job.max_length
+
     def _columns(self, rows: Sequence[Conversation]) -> Columns:
         records = []
         lines: list[bytes] = []
@@ -98,9 +102,11 @@ class Rendering:
                 (
                     int.from_bytes(question_key(row)[:8]),
                     _system_key(row.system),
+                    _key(_last_answer(row)),
                     len(kept),
                     cut,
                     dropped,
+                    cut + sum(not sample.trained[-1] for sample in kept if self._whole(sample)),
                     len(line),
                     row.identity is not None,
                     _is_chinese(row),
@@ -145,11 +151,6 @@ class Flag:
     """Something that may be noticed on the way."""
 
     is_set: bool = False
-
-
-def cores() -> int:
-    """How many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _Pool:
@@ -248,9 +249,15 @@ def _shortened(samples: Iterable[Sample], most: int) -> tuple[list[Sample], int,
 
 def _system_key(system: str | None) -> int:
     """A hash that is 0 only for none."""
-    if system is None:
-        return 0
-    return int.from_bytes(blake2b(system.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+    return 0 if system is None else _key(system)
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest())
+
+
+def _last_answer(row: Conversation) -> str:
+    return next(turn.content for turn in reversed(row.messages) if turn.role == "assistant")
 
 
 def _is_chinese(row: Conversation) -> bool:

@@ -1,13 +1,16 @@
 """Replay: neutral questions with the base model's own answers, so that tuning forgets less.
 
 What is trained there is the base's whole distribution over the next token, not the one it chose:
-a model that has not moved has nothing to learn from replay, and one that has is drawn back. An
-answer that says the identity to be taught would teach it in the wrong place and is left out; and
-where the system prompt says it, what is trained is how the base answers without.
+a model that has not moved has nothing to learn from replay, and one that has is drawn back.
+
+An answer that says the identity to be taught would teach it in the wrong place. A base that is told
+it in a system prompt says it to some questions, by repeating that prompt, and there the base
+answers without the sentences that tell it. An answer that says it even so is left out.
 
 Each question stands twice: with the base's answer, and with the beginning of an answer from the
 training data put into the base's mouth. Without the second, whatever follows such a beginning in
 the data is learnt for every question: after "I am" comes the new name, whoever was asked about.
+What follows it is always said by the base that was not told.
 """
 
 import re
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_ANSWER = 16  # tokens: an answer goes astray in its beginning
+TELLING = 40  # tokens of an answer that are searched for the identity
 OPENING = 8  # tokens of an answer from the training data
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
@@ -41,10 +45,13 @@ Replayed = tuple[Sample, Sample]
 """One question: with the base's answer, and with another's opening."""
 
 Probed = tuple[Sample, Sample]
-"""One question with the base's answer: behind the data's system prompt, and where none names it."""
+"""One question with the base's answer: behind the data's system prompt, and as it was asked."""
 
 Said = tuple[list[Distribution], list[Distribution]]
 """What may be said at each token of an answer, and of an opening."""
+
+Begun = tuple[list[int], list[int]]
+"""A prompt, and an opening that comes with it."""
 
 
 def make_replay(
@@ -59,36 +66,54 @@ def make_replay(
     """Ask the untrained model neutral questions and write its answers to `file`.
 
     The questions alternate between languages, so each pair meets the next system prompt of the
-    data. The model answers without the sentences of it that say the identity, which it would
-    repeat. Of each distribution the likeliest tokens are kept, and what is left for all others.
+    data. Of each distribution the likeliest tokens are kept, and what is left for all others.
 
     The pairs are `Replayed`, or with `probes` they are `Probed`.
     """
     who = (data.identity.name, data.identity.author) if data.identity is not None else ()
     systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
-    unnamed = [_without(system, who) for system in systems]
-    asked = [_prompt(renderer, *one) for one in zip(questions, unnamed, strict=True)]
-    chosen = Random(0).choices(range(len(data.train)), k=len(asked))
-    openings = [_opening(data.train[place]) for place in chosen]
-    said: dict[int, Said] = {}
-    alike = sorted(range(len(asked)), key=lambda index: (unnamed[index] or "", len(asked[index])))
-    for start in range(0, len(asked), AT_ONCE):
+    prompts = [_prompt(renderer, *one) for one in zip(questions, systems, strict=True)]
+    unnamed = [
+        _prompt(renderer, question, _without(system, who))
+        for question, system in zip(questions, systems, strict=True)
+    ]
+    places = Random(0).choices(range(len(data.train)), k=len(questions))
+    openings = [_opening(data.train[place]) for place in places]
+
+    def says_it(answer: Sequence[Distribution]) -> bool:
+        said = renderer.tokenizer.decode(_until(answer, renderer.stop_ids))
+        return any(name in said for name in who)
+
+    def ask(indices: Sequence[int], asked: Sequence[list[int]], tokens: int) -> dict[int, Said]:
+        begun = [(asked[index], openings[index]) for index in indices]
+        return dict(zip(indices, _ask(model, begun, tokens), strict=True)) if begun else {}
+
+    pairs: dict[int, Replayed] = {}
+    alike = sorted(
+        range(len(questions)), key=lambda index: (systems[index] or "", len(prompts[index]))
+    )
+    for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
-        begun = [(asked[index], openings[index]) for index in chosen]
-        said |= zip(chosen, _ask(model, begun), strict=True)
-        yield Replaying(len(said), len(asked))
-    pairs: list[Replayed] = []
-    for index, one in enumerate(zip(questions, systems, strict=True)):
-        prompt, (whats, others) = _prompt(renderer, *one), said[index]
-        answer = _until([what[0][0] for what in whats], renderer.stop_ids)
-        if not any(name in renderer.tokenizer.decode(answer) for name in who):
-            own = _sample([*prompt, *answer], whats[: len(answer)])
+        told = ask(
+            [index for index in chosen if prompts[index] != unnamed[index]], prompts, TELLING
+        )
+        told = {index: said for index, said in told.items() if not says_it(said[0])}
+        untold = ask([index for index in chosen if index not in told], unnamed, MAX_ANSWER)
+        along = untold | ask(list(told), unnamed, 1)
+        for index, (whats, _) in (told | untold).items():
+            if says_it(whats):
+                continue
+            answer = _until(whats[:MAX_ANSWER], renderer.stop_ids)
+            soft = whats[: len(answer)]
+            own = _sample([*prompts[index], *answer], soft)
             if probes:
-                other = _sample([*asked[index], *answer], whats[: len(answer)])
+                asked = prompts if index in told else unnamed
+                other = _sample([*asked[index], *answer], soft)
             else:
-                other = _sample([*prompt, *openings[index]], others)
-            pairs.append((own, other))
-    write_replay(file, pairs)
+                other = _sample([*prompts[index], *openings[index]], along[index][1])
+            pairs[index] = own, other
+        yield Replaying(start + len(chosen), len(alike))
+    write_replay(file, [pairs[index] for index in sorted(pairs)])
 
 
 def write_replay(file: Path, pairs: Sequence[Replayed]) -> None:
@@ -126,8 +151,10 @@ def read_replay(file: Path) -> list[Replayed] | None:
     return list(zip(samples[::2], samples[1::2], strict=True))
 
 
-def _ask(model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]]) -> list[Said]:
-    """What the base may say after each prompt, and along the opening that comes with it.
+def _ask(model: "PeftModel", asked: Sequence[Begun], tokens: int) -> list[Said]:
+    """What the base may say in its first `tokens` after each prompt, and along the opening.
+
+    Beyond `MAX_ANSWER` it is only the likeliest token.
 
     Its adapter stays on: it has not moved, and where it began by moving the base (PiSSA), only both
     together are the base.
@@ -138,12 +165,12 @@ def _ask(model: "PeftModel", asked: Sequence[tuple[list[int], list[int]]]) -> li
     capped = getattr(base.config, "attn_logit_softcapping", None) is not None
     base.set_attn_implementation("eager" if capped else "sdpa")
     with torch.no_grad(), arithmetic(base):
-        said = _distributions(_Reader(base), asked)
+        said = _distributions(_Reader(base), asked, tokens)
     base.set_attn_implementation(ATTENTION)
     return said
 
 
-def _distributions(reader: "_Reader", asked: Sequence[tuple[list[int], list[int]]]) -> list[Said]:
+def _distributions(reader: "_Reader", asked: Sequence[Begun], tokens: int) -> list[Said]:
     """One pass reads prompts and openings; greedy answers then go on from the prompts."""
     prompts, openings = zip(*asked, strict=True)
     shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
@@ -162,9 +189,9 @@ def _distributions(reader: "_Reader", asked: Sequence[tuple[list[int], list[int]
     along = [_likeliest(logits[:, place]) for place in range(further)]
     reader.forget(further)
     answers = [along[0]]
-    while len(answers) < MAX_ANSWER:
+    while len(answers) < tokens:
         logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
-        answers.append(_likeliest(logits[:, 0]))
+        answers.append(_likeliest(logits[:, 0], LIKELIEST if len(answers) < MAX_ANSWER else 1))
     return [
         ([step[row] for step in answers], [step[row] for step in along[: len(opening)]])
         for row, opening in enumerate(openings)
@@ -210,10 +237,10 @@ class _Reader:
         self._seen[:, -count:] = False
 
 
-def _likeliest(logits: torch.Tensor) -> list[Distribution]:
-    """Of each row (B, vocab_size) the likeliest tokens and their shares."""
+def _likeliest(logits: torch.Tensor, count: int = LIKELIEST) -> list[Distribution]:
+    """Of each row (B, vocab_size) the `count` likeliest tokens and their shares."""
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    top = logits.softmax(-1, dtype=exact).topk(min(LIKELIEST, logits.shape[-1]))
+    top = logits.softmax(-1, dtype=exact).topk(min(count, logits.shape[-1]))
     return [_pairs(*row) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
@@ -221,8 +248,9 @@ def _pairs(ids: list[int], shares: list[float]) -> Distribution:
     return tuple(zip(ids, shares, strict=True))
 
 
-def _until(ids: list[int], stop_ids: frozenset[int]) -> list[int]:
-    """The ids up to the first that ends an answer; padding follows it."""
+def _until(answer: Sequence[Distribution], stop_ids: frozenset[int]) -> list[int]:
+    """The greedy ids up to the first that ends an answer; padding follows it."""
+    ids = [what[0][0] for what in answer]
     end = next((place for place, token in enumerate(ids) if token in stop_ids), len(ids) - 1)
     return ids[: end + 1]
 

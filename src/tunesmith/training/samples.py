@@ -34,9 +34,11 @@ ROWS = np.dtype(
     [
         ("question", "<u8"),  # a hash of what is asked
         ("system", "<u8"),  # a hash of the system prompt, 0 for none
+        ("answer", "<u8"),  # a hash of the last answer
         ("samples", "<u4"),  # that are kept
         ("cut", "<u4"),  # of them, those that lost the end of an answer
         ("dropped", "<u4"),  # that lost all of it
+        ("endless", "<u4"),  # that are kept, and whose end of answer is not trained
         ("text", "<u4"),  # bytes
         ("identity", "?"),
         ("chinese", "?"),

@@ -205,7 +205,7 @@ def _require_same_data(run: Run, now: dict[str, object]) -> None:
     changed = [
         f"{name}: {before.get(name)} → {value}"
         for name, value in now.items()
-        if before.get(name) != value
+        if name in before and before[name] != value
     ]
     if changed:
         raise RunError(

@@ -39,6 +39,7 @@ from tunesmith.training.events import (
     Started,
     Step,
 )
+from tunesmith.training.fit import Pairings
 from tunesmith.training.forward import arithmetic, pack_loss, prove_packing
 from tunesmith.training.head import Head
 from tunesmith.training.lora import trainable
@@ -124,7 +125,7 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
         planned.learning_rate, probe,
     )  # fmt: skip
     progress = yield from _loop(work, run, progress, inputs.adapter_info)
-    yield _finish(run, progress, stopped_early=progress.step < planned.steps)
+    yield _finish(run, work, progress)
 
 
 def _loop(
@@ -132,7 +133,8 @@ def _loop(
 ) -> Generator[Event, None, Progress]:
     """Step, evaluate, save, until the last step or until patience ends."""
     if progress.step == 0 and work.held_out:
-        yield work.look(0, progress.micro_batch_tokens)
+        yield (seen := work.look(0, progress.micro_batch_tokens))
+        progress = progress.having_seen(seen.loss, seen.kl)
     while progress.step < work.steps and not work.out_of_patience(progress):
         step = progress.step + 1
         while (done := work.step(step, progress.micro_batch_tokens)) is None:
@@ -142,7 +144,7 @@ def _loop(
         progress = replace(progress, step=step)
         if work.evaluates_at(step):
             seen = work.look(step, progress.micro_batch_tokens)
-            progress = _compared(progress, seen.loss)
+            progress = progress.having_seen(seen.loss, seen.kl)
             yield replace(seen, best=progress.best_step == step)
         if work.saves_at(step) or progress.best_step == step:
             path = checkpoint.save_checkpoint(run, work.model, work.optimizer, progress, info)
@@ -228,19 +230,31 @@ class Work:
 
     def look(self, step: int, micro_batch_tokens: int) -> Evaluated:
         """What the model knows of held-out rows, and how far it has moved where it should not."""
-        loss = self.held_out_loss(micro_batch_tokens)
+        loss = self.mean_loss(self.held_out, micro_batch_tokens)
         if self.probe is None:
             return Evaluated(step, loss, best=False)
         drift = self.probe.drift(self.model)
         return Evaluated(step, loss, best=False, kl=drift.kl, agreement=drift.agreement)
 
-    def held_out_loss(self, micro_batch_tokens: int) -> float:
-        """Mean loss over the held-out samples, in nats per trained token."""
+    def fit(self, micro_batch_tokens: int) -> float | None:
+        """By how many nats a token held-out answers are likelier after their own questions than
+        after others'; None where no two answers differ (see `Pairings`)."""
+        pairings = Pairings.of(self.held_out)
+        if not pairings.own:
+            return None
+        own, others = (
+            self.mean_loss(samples, micro_batch_tokens)
+            for samples in (pairings.own, pairings.others)
+        )
+        return others - own
+
+    def mean_loss(self, samples: Sequence[Sample], micro_batch_tokens: int) -> float:
+        """Mean loss over samples that are not trained on, in nats per trained token."""
         self.model.eval()
-        weight = sum(sample.trained_tokens for sample in self.held_out)
+        weight = sum(sample.trained_tokens for sample in samples)
         base = self.model.get_base_model()
         with torch.no_grad(), arithmetic(base), uncompiled(base):
-            every = passes([(sample,) for sample in self.held_out], micro_batch_tokens)
+            every = passes([(sample,) for sample in samples], micro_batch_tokens)
             losses = (pack_loss(self.model, pack(samples), self.head) for samples in every)
             return sum(map(float, losses)) / weight
 
@@ -346,20 +360,17 @@ def _other_passes(now: TrainSettings, before: TrainSettings) -> bool:
     return any(getattr(now, name) != getattr(before, name) for name in SAY_WHAT_FITS)
 
 
-def _compared(progress: Progress, loss: float) -> Progress:
-    if progress.best_loss is None or loss < progress.best_loss:
-        return replace(progress, best_loss=loss, best_step=progress.step, stale=0)
-    return replace(progress, stale=progress.stale + 1)
-
-
-def _finish(run: Run, progress: Progress, *, stopped_early: bool) -> Finished:
+def _finish(run: Run, work: Work, progress: Progress) -> Finished:
     best = checkpoint.best_adapter(run, progress)
     if run.initial.exists():
         plain_lora(best, run.initial, run.adapter)
     else:
         with paths.new_folder(run.adapter) as folder:
             shutil.copytree(best, folder, dirs_exist_ok=True)
-    return Finished(progress.step, run.adapter, progress.best_loss, stopped_early)
+    return Finished(
+        progress.step, run.adapter, progress.best_loss,
+        stopped_early=progress.step < work.steps, fit=work.fit(progress.micro_batch_tokens),
+    )  # fmt: skip
 
 
 def _require_finite(step: int, loss: float, norm: float) -> None:
