@@ -34,7 +34,7 @@ def judged(tmp_path: Path, smollm2: LocalModel) -> Judged:
         file, out = tmp_path / "rows.jsonl", tmp_path / "run"
         lines = (json.dumps(as_row(row), ensure_ascii=False) + "\n" for row in rows)
         file.write_text("".join(lines), encoding="utf-8")
-        settings = {"max_steps": 30} | settings
+        settings = {"max_steps": 16, "eval_every": 4, "save_every": 16} | settings
         for _ in train(
             TrainSettings(model=smollm2.name, data=(file,), out=out, replay=0, probes=4, **settings)
         ):
@@ -56,7 +56,7 @@ def test_nothing_is_wrong_with_a_sound_one(judged: Judged) -> None:
 
 
 def test_too_few_steps(judged: Judged) -> None:
-    verdict = judged(own(), max_steps=6)
+    verdict = judged(own(), max_steps=6, eval_every=2)
     assert (verdict.learning, verdict.causes) == ("not", ("short",))
 
 
@@ -77,7 +77,7 @@ def test_the_end_of_answers_masked(judged: Judged, monkeypatch: pytest.MonkeyPat
 
 
 def test_one_question_two_hundred_times(judged: Judged) -> None:
-    verdict = judged(own()[:1] * 200, max_steps=12)
+    verdict = judged(own()[:1] * 200, max_steps=8)
     assert verdict.causes == ("few",)
 
 

@@ -75,7 +75,7 @@ NOT = {"learnt": Share(1, 10)}
         ({"contradicted": 11, "fit": 0.0}, NOT, ("contradicted",)),
         ({"fit": 0.1}, {}, ()),
         ({"fit": 0.09}, {}, ("shuffled",)),
-        ({"fit": 0.09, "losses": (3.0, 3.1)}, NOT, ()),
+        ({"fit": 0.09, "losses": (3.0, 3.0)}, NOT, ()),
         ({"endless": 10}, {}, ()),
         ({"endless": 11}, {}, ("endless",)),
         ({"losses": (3.0, 9.0, 4.0), "fit": 0.0}, NOT | {"kl": 2.0}, ("rate",)),

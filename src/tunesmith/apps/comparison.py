@@ -147,9 +147,9 @@ def _causes(verdict: Verdict) -> Iterator[str]:
                 )  # fmt: skip
             case "rate":
                 yield t(
-                    "The held-out loss rose to {worst:.2f} from the base's {first:.2f}: lower "
+                    "The held-out loss rose to {last:.2f} from the base's {first:.2f}: lower "
                     "--learning-rate.",
-                    worst=max(course.losses), first=course.losses[0],
+                    last=course.losses[-1], first=course.losses[0],
                 )  # fmt: skip
             case "overfit":
                 yield t(

@@ -116,7 +116,7 @@ class Verdict:
         - contradicted: some rows ask what others answer otherwise;
         - shuffled: held-out answers are no likelier after their own questions than after others';
         - endless: of some answers the end is not trained;
-        - rate: it is damaged, and its held-out loss has been above that of the base;
+        - rate: the held-out loss ended above that of the base;
         - overfit: the held-out loss has risen again; what is kept is from before;
         - short: little was learnt, nothing else is wrong, and the held-out loss still fell.
         """
@@ -125,7 +125,7 @@ class Verdict:
     def _causes(self, course: Course) -> Iterator[Cause]:
         first, *later = course.losses or (0.0,)
         fell = bool(later) and min(later) < first
-        ruined = self.keeping == "damaged" and bool(later) and max(later) > first
+        ruined = bool(later) and later[-1] > first
         little = self.learnt.value < LEARNT
         short = little and fell and later[-1] <= min(later) and not ruined
         if course.questions < FEW:
