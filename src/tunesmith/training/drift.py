@@ -4,9 +4,9 @@ The base answers neutral questions that are never trained on, before the first s
 distribution over the next token is seen at each token of its answers. Later the tuned model reads
 the same answers, and the two distributions are compared.
 
-The tuned model reads them behind the system prompts it is trained with. Where such a prompt names
-the assistant, the base reads them behind what is left of it: this is how it answers when nobody
-told it who it is, and what replay trains. There the two differ before anything is learnt.
+The tuned model reads them behind the system prompts it is trained with, and so does the base; but
+where the base repeats the assistant's name from such a prompt, it reads them behind what is left
+without the name. This is how replay asks it, too. There the two differ before anything is learnt.
 """
 
 from collections.abc import Mapping, Sequence
