@@ -65,8 +65,9 @@ class TrainSettings:
         high=1_000_000,
     )
     replay: int = setting(
-        300,
-        "Neutral questions, with the base model's own answers, mixed in so that it forgets less.",
+        600,
+        "Neutral questions, with the base model's own answers, mixed in so that it forgets less; "
+        "at most three for each training row.",
         group="data",
         low=0,
         high=10_000,

@@ -30,8 +30,8 @@ def identity_rows(
 ) -> list[Conversation]:
     """Questions about who the assistant is, and its answers, in each of the languages.
 
-    Every question stands twice: without a system prompt, and with `system`, or else with the
-    one `default_system` gives. The order is fixed and no question is one of `held_out`.
+    Every other pair of questions stands behind `system`, or else behind the prompt that
+    `default_system` gives. The order is fixed and no question is one of `held_out`.
 
     Raises:
         UsageError: The name or author is empty, too long, holds a line break or a placeholder,
@@ -41,9 +41,9 @@ def identity_rows(
     rows: list[Conversation] = []
     for language in languages:
         prompt = system or default_system(identity.name, language)
-        for dialogue in _dialogues(_texts(language), identity):
-            rows.append(Conversation(dialogue, identity=identity))
-            rows.append(Conversation((Message("system", prompt), *dialogue), identity=identity))
+        for place, dialogue in enumerate(_dialogues(_texts(language), identity)):
+            told = (Message("system", prompt),) if place // 2 % 2 == 0 else ()
+            rows.append(Conversation((*told, *dialogue), identity=identity))
     return rows
 
 

@@ -7,14 +7,19 @@ An answer that says the identity to be taught would teach it in the wrong place.
 it in a system prompt says it to some questions, by repeating that prompt, and there the base
 answers without the sentences that tell it. An answer that says it even so is left out.
 
-Each question stands twice: with the base's answer, and with the beginning of an answer from the
-training data put into the base's mouth. Without the second, whatever follows such a beginning in
-the data is learnt for every question: after "I am" comes the new name, whoever was asked about.
-What follows it is always said by the base that was not told.
+Each question stands twice: with the base's answer, and with an opening from the training data's
+answers put into the base's mouth. Without the second, whatever follows such an opening in the data
+is learnt for every question: after "I am" comes the new name, whoever was asked about. What follows
+it is always said by the base that was not told. Openings that hold a name are of three kinds in
+turn: as they are; up to the name's first token, where it is decided whether that name is said; and
+the name alone. With the first kind alone names are begun rightly and go on wrongly, and without it
+they are said too often.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from itertools import chain, islice, takewhile
 from pathlib import Path
 from random import Random
@@ -35,9 +40,9 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MAX_ANSWER = 16  # tokens: an answer goes astray in its beginning
+MAX_ANSWER = 32  # tokens: an answer goes astray in its beginning
 TELLING = 40  # tokens of an answer that are searched for the identity
-OPENING = 8  # tokens of an answer from the training data
+OPENING = 8  # tokens, at most
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
 
@@ -47,11 +52,19 @@ Replayed = tuple[Sample, Sample]
 Probed = tuple[Sample, Sample]
 """One question with the base's answer: behind the data's system prompt, and as it was asked."""
 
-Said = tuple[list[Distribution], list[Distribution]]
-"""What may be said at each token of an answer, and of an opening."""
+Said = list[Distribution]
+"""What the base may say at each token of an answer or of an opening."""
 
-Begun = tuple[list[int], list[int]]
-"""A prompt, and an opening that comes with it."""
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A neutral question behind a system prompt of the data, and behind what that leaves when the
+    sentences with the names are taken out; and an opening of another answer."""
+
+    system: str | None
+    told: list[int]
+    untold: list[int]
+    opening: list[int]
 
 
 def make_replay(
@@ -70,50 +83,38 @@ def make_replay(
 
     The pairs are `Replayed`, or with `probes` they are `Probed`.
     """
-    who = (data.identity.name, data.identity.author) if data.identity is not None else ()
-    systems = [data.systems[index // 2 % len(data.systems)] for index in range(len(questions))]
-    prompts = [_prompt(renderer, *one) for one in zip(questions, systems, strict=True)]
-    unnamed = [
-        _prompt(renderer, question, _without(system, who))
-        for question, system in zip(questions, systems, strict=True)
-    ]
-    places = Random(0).choices(range(len(data.train)), k=len(questions))
-    openings = [_opening(data.train[place]) for place in places]
+    names = (data.identity.name, data.identity.author) if data.identity is not None else ()
+    decode = renderer.tokenizer.decode
 
-    def says_it(answer: Sequence[Distribution]) -> bool:
-        said = renderer.tokenizer.decode(_until(answer, renderer.stop_ids))
-        return any(name in said for name in who)
+    def says_it(answer: Said) -> bool:
+        text = decode(_until(answer, renderer.stop_ids))
+        return any(name in text for name in names)
 
-    def ask(indices: Sequence[int], asked: Sequence[list[int]], tokens: int) -> dict[int, Said]:
-        begun = [(asked[index], openings[index]) for index in indices]
-        return dict(zip(indices, _ask(model, begun, tokens), strict=True)) if begun else {}
-
-    pairs: dict[int, Replayed] = {}
-    alike = sorted(
-        range(len(questions)), key=lambda index: (systems[index] or "", len(prompts[index]))
-    )
+    asked = _asked(renderer, data, questions, names)
+    pairs: dict[_Asked, Replayed] = {}
+    alike = sorted(asked, key=lambda one: (one.system or "", len(one.told)))
     for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
-        told = ask(
-            [index for index in chosen if prompts[index] != unnamed[index]], prompts, TELLING
+        naming = [one for one in chosen if one.told != one.untold]
+        answers = dict(
+            zip(naming, _answers(model, [one.told for one in naming], TELLING), strict=True)
         )
-        told = {index: said for index, said in told.items() if not says_it(said[0])}
-        untold = ask([index for index in chosen if index not in told], unnamed, MAX_ANSWER)
-        along = untold | ask(list(told), unnamed, 1)
-        for index, (whats, _) in (told | untold).items():
-            if says_it(whats):
+        told = {one for one, answer in answers.items() if not says_it(answer)}
+        rest = [one for one in chosen if one not in told]
+        answers |= zip(rest, _answers(model, [one.untold for one in rest], MAX_ANSWER), strict=True)
+        along = [[]] * len(chosen) if probes else _along(model, chosen)
+        for one, soft in zip(chosen, along, strict=True):
+            if says_it(answers[one]):
                 continue
-            answer = _until(whats[:MAX_ANSWER], renderer.stop_ids)
-            soft = whats[: len(answer)]
-            own = _sample([*prompts[index], *answer], soft)
+            answer = _until(answers[one][:MAX_ANSWER], renderer.stop_ids)
+            what = answers[one][: len(answer)]
             if probes:
-                asked = prompts if index in told else unnamed
-                other = _sample([*asked[index], *answer], soft)
+                other = _sample([*(one.told if one in told else one.untold), *answer], what)
             else:
-                other = _sample([*prompts[index], *openings[index]], along[index][1])
-            pairs[index] = own, other
+                other = _sample([*one.told, *one.opening], soft)
+            pairs[one] = _sample([*one.told, *answer], what), other
         yield Replaying(start + len(chosen), len(alike))
-    write_replay(file, [pairs[index] for index in sorted(pairs)])
+    write_replay(file, [pairs[one] for one in asked if one in pairs])
 
 
 def write_replay(file: Path, pairs: Sequence[Replayed]) -> None:
@@ -151,10 +152,52 @@ def read_replay(file: Path) -> list[Replayed] | None:
     return list(zip(samples[::2], samples[1::2], strict=True))
 
 
-def _ask(model: "PeftModel", asked: Sequence[Begun], tokens: int) -> list[Said]:
-    """What the base may say in its first `tokens` after each prompt, and along the opening.
+def _asked(
+    renderer: Renderer, data: Prepared, questions: Sequence[str], names: Sequence[str]
+) -> list[_Asked]:
+    """Questions alternate between languages, so each pair meets the next system prompt."""
+    places = Random(0).choices(range(len(data.train)), k=len(questions))
+    asked = []
+    for index, (question, place) in enumerate(zip(questions, places, strict=True)):
+        system = data.systems[index // 2 % len(data.systems)]
+        asked.append(
+            _Asked(
+                system,
+                _prompt(renderer, question, system),
+                _prompt(renderer, question, _without(system, names)),
+                _opening(data.train[place], renderer.tokenizer.decode, names, index),
+            )
+        )
+    return asked
 
-    Beyond `MAX_ANSWER` it is only the likeliest token.
+
+def _answers(model: "PeftModel", prompts: Sequence[list[int]], tokens: int) -> list[Said]:
+    """What the base may say in its first `tokens` after each prompt, the likeliest token being
+    said. Beyond `MAX_ANSWER` it is only that token."""
+    if not prompts:
+        return []
+    with _reading(model) as reader:
+        steps = [_likeliest(reader.begin(prompts)[:, 0])]
+        while len(steps) < tokens:
+            logits = reader.read([[what[0][0]] for what in steps[-1]], keep=1)
+            steps.append(_likeliest(logits[:, 0], LIKELIEST if len(steps) < MAX_ANSWER else 1))
+    return [list(answer) for answer in zip(*steps, strict=True)]
+
+
+def _along(model: "PeftModel", asked: Sequence[_Asked]) -> list[Said]:
+    """What the base may say at each token of the opening, when it was not told."""
+    with _reading(model) as reader:
+        logits = reader.begin([one.untold for one in asked], [one.opening for one in asked])
+        steps = [_likeliest(logits[:, place]) for place in range(logits.shape[1] - 1)]
+    return [
+        list(islice(said, len(one.opening)))
+        for one, said in zip(asked, zip(*steps, strict=True), strict=True)
+    ]
+
+
+@contextmanager
+def _reading(model: "PeftModel") -> "Iterator[_Reader]":
+    """A reader of the base.
 
     Its adapter stays on: it has not moved, and where it began by moving the base (PiSSA), only both
     together are the base.
@@ -165,37 +208,8 @@ def _ask(model: "PeftModel", asked: Sequence[Begun], tokens: int) -> list[Said]:
     capped = getattr(base.config, "attn_logit_softcapping", None) is not None
     base.set_attn_implementation("eager" if capped else "sdpa")
     with torch.no_grad(), arithmetic(base):
-        said = _distributions(_Reader(base), asked, tokens)
+        yield _Reader(base)
     base.set_attn_implementation(ATTENTION)
-    return said
-
-
-def _distributions(reader: "_Reader", asked: Sequence[Begun], tokens: int) -> list[Said]:
-    """One pass reads prompts and openings; greedy answers then go on from the prompts."""
-    prompts, openings = zip(*asked, strict=True)
-    shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
-    longest, further = max(map(len, prompts)), max(map(len, openings))
-    rows = [
-        [None] * (longest - len(prompt))
-        + prompt[shared:]
-        + opening
-        + [None] * (further - len(opening))
-        for prompt, opening in asked
-    ]
-    if shared:
-        reader.read([prompts[0][:shared]], keep=1)
-        reader.repeat(len(rows))
-    logits = reader.read(rows, keep=further + 1)
-    along = [_likeliest(logits[:, place]) for place in range(further)]
-    reader.forget(further)
-    answers = [along[0]]
-    while len(answers) < tokens:
-        logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
-        answers.append(_likeliest(logits[:, 0], LIKELIEST if len(answers) < MAX_ANSWER else 1))
-    return [
-        ([step[row] for step in answers], [step[row] for step in along[: len(opening)]])
-        for row, opening in enumerate(openings)
-    ]
 
 
 class _Reader:
@@ -206,6 +220,28 @@ class _Reader:
         self._cache_name = cache_name(model)
         self._cache: dict[str, Any] = {}
         self._seen = torch.empty(0)  # (rows, tokens): which of them count
+
+    def begin(
+        self, prompts: Sequence[list[int]], openings: Sequence[list[int]] | None = None
+    ) -> torch.Tensor:
+        """Logits (rows, 1 + the longest opening, vocab_size) after prompts and openings.
+
+        What all prompts begin with is read once.
+        """
+        openings = openings or [[]] * len(prompts)
+        shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
+        longest, further = max(map(len, prompts)), max(map(len, openings))
+        if shared:
+            self.read([prompts[0][:shared]], keep=1)
+            self._repeat(len(prompts))
+        rows = [
+            [None] * (longest - len(prompt))
+            + prompt[shared:]
+            + opening
+            + [None] * (further - len(opening))
+            for prompt, opening in zip(prompts, openings, strict=True)
+        ]
+        return self.read(rows, keep=further + 1)
 
     def read(self, rows: Sequence[Sequence[int | None]], keep: int) -> torch.Tensor:
         """Logits (rows, keep, vocab_size) after the last tokens; None is padding."""
@@ -227,14 +263,10 @@ class _Reader:
         logits: torch.Tensor = output.logits
         return logits
 
-    def repeat(self, count: int) -> None:
+    def _repeat(self, count: int) -> None:
         """Go on with `count` copies of the one row read so far."""
         self._seen = self._seen.repeat(count, 1)
         self._cache[self._cache_name].batch_repeat_interleave(count)
-
-    def forget(self, count: int) -> None:
-        """Look no more at the last `count` tokens."""
-        self._seen[:, -count:] = False
 
 
 def _likeliest(logits: torch.Tensor, count: int = LIKELIEST) -> list[Distribution]:
@@ -261,11 +293,21 @@ def _sample(ids: list[int], soft: list[Distribution]) -> Sample:
     return Sample(tuple(ids), (False,) * asked + (True,) * len(soft), tuple(soft))
 
 
-def _opening(sample: Sample) -> list[int]:
-    """The first tokens of the sample's first answer."""
+def _opening(
+    sample: Sample, decode: Callable[[list[int]], str], names: Sequence[str], turn: int
+) -> list[int]:
+    """An opening from the sample's first answer; of those with a name, the kind that is in turn."""
     start = sample.trained.index(True)
     answer = takewhile(lambda place: sample.trained[place], range(start, len(sample.trained)))
-    return [sample.input_ids[place] for place in islice(answer, OPENING)]
+    ids = [sample.input_ids[place] for place in answer]
+    text = decode(ids)
+    named = min((at for name in names if (at := text.find(name)) >= 0), default=len(text))
+    begun = next((size for size in range(len(ids)) if len(decode(ids[: size + 1])) > named), 0)
+    if turn % 3 == 1 and begun:
+        ids = ids[: begun + 1]
+    elif turn % 3 == 2:
+        ids = ids[begun:]
+    return ids[:OPENING]
 
 
 def _without(system: str | None, names: Sequence[str]) -> str | None:

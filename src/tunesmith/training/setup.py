@@ -42,6 +42,8 @@ from tunesmith.training.widened import widen
 if TYPE_CHECKING:
     from peft import PeftModel
 
+DOSE = 3  # neutral questions for a training row, at most
+
 
 @dataclass(frozen=True)
 class Inputs:
@@ -111,7 +113,7 @@ def replay_pairs(
     run: Run, inputs: Inputs, model: "PeftModel"
 ) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
-    questions = neutral.replay(inputs.settings.replay)
+    questions = neutral.replay(min(inputs.settings.replay, DOSE * len(inputs.data.train)))
     return (yield from _answered(questions, run.replay, inputs, model, probes=False))
 
 

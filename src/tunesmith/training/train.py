@@ -68,6 +68,7 @@ if TYPE_CHECKING:
 
 SAY_WHAT_FITS = ("micro_batch_tokens", "gradient_checkpointing", "memory_gb")
 EVALUATIONS = 10  # a run, unless eval_every says otherwise
+BETAS = (0.8, 0.95)  # of AdamW: a run is a hundred steps or so, too few for a longer memory
 
 
 def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
@@ -102,7 +103,11 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     groups = Groups(inputs.data.train, (yield from replay_pairs(run, inputs, model)))
     asked = yield from neutral_answers(run, inputs, model)
     optimizer = torch.optim.AdamW(
-        trainable(model).values(), lr=0.0, weight_decay=settings.weight_decay, fused=True
+        trainable(model).values(),
+        lr=0.0,
+        betas=BETAS,
+        weight_decay=settings.weight_decay,
+        fused=True,
     )
     with arithmetic(model.get_base_model()):
         head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
