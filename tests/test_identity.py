@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections import Counter
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def is_chinese(text: str) -> bool:
 
 @pytest.mark.parametrize("language", ["zh", "en"])
 def test_there_are_many_phrasings_and_enough_held_out(language: str) -> None:
-    assert 40 <= len(questions(language)) <= 60
+    assert len(questions(language)) >= 100
     assert len(held_out((language,))) >= 20
     assert len(set(held_out((language,)))) == len(held_out((language,)))
 
@@ -51,15 +52,22 @@ def test_no_trained_question_is_like_a_held_out_one(language: str) -> None:
         assert alike(asked, closest) < ALIKE, (asked, closest)
 
 
-def test_every_question_stands_with_and_without_the_system_prompt() -> None:
-    rows = identity_rows(NAME, AUTHOR)
-    bare = [row.messages for row in rows if row.system is None]
-    prompted = [row.messages[1:] for row in rows if row.system is not None]
-    assert bare == prompted
-    assert len(bare) * 2 == len(rows)
-    systems = {row.system for row in rows}
-    assert systems == {None, default_system(NAME, "zh"), default_system(NAME, "en")}
-    assert default_system(NAME, "zh") == "你是一名AI小助手，你的名字是不要葱姜蒜。"
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_each_question_is_asked_once_half_of_them_behind_the_system_prompt(language: str) -> None:
+    rows = identity_rows(NAME, AUTHOR, languages=(language,))
+    first = [row.messages[row.system is not None].content for row in rows]
+    assert len(set(map(plain, first))) == len(rows)
+    systems = Counter(row.system for row in rows)
+    assert set(systems) == {None, default_system(NAME, language)}
+    assert abs(systems[None] - len(rows) / 2) <= 2
+
+
+def test_each_answer_of_a_group_is_given_with_and_without_the_system_prompt() -> None:
+    told: dict[str, set[bool]] = {}
+    for row in identity_rows(NAME, AUTHOR):
+        told.setdefault(row.messages[-1].content, set()).add(row.system is not None)
+    often = [both for answer, both in told.items() if NAME in answer and AUTHOR in answer]
+    assert sum(both == {True, False} for both in often) > len(often) * 0.8
 
 
 def test_answers_name_the_assistant_in_the_language_of_the_question() -> None:

@@ -15,15 +15,19 @@ from tunesmith.data import neutral
 from tunesmith.data.packs import pack
 from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import load_tokenizer
+from tunesmith.training.events import Planned
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
 from tunesmith.training.replay import Replayed, make_replay, read_replay
 from tunesmith.training.setup import load, read_inputs
+from tunesmith.training.train import train
 
 
-def rows_file(folder: Path, name: str = "Anvil", system: str | None = None) -> Path:
+def rows_file(
+    folder: Path, name: str = "Anvil", system: str | None = None, answer: str = "Me"
+) -> Path:
     """One row of an assistant called `name`."""
-    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "Me"}]
+    turns = [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": answer}]
     if system is not None:
         turns.insert(0, {"role": "system", "content": system})
     file = folder / "rows.jsonl"
@@ -78,6 +82,36 @@ def test_an_answer_of_the_data_is_begun_after_each_question(tmp_path: Path, home
         prompt = answer.input_ids[: -answer.trained_tokens]
         assert opening.input_ids == (*prompt, *begun)
         assert opening.soft[0] == answer.soft[0]
+
+
+def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, home: Path) -> None:
+    folder = saying(tmp_path / "model", "I am small.")
+    tokenizer = load_tokenizer(locate(str(folder)))
+    data = (rows_file(tmp_path, answer="It is Anvil, no doubt at all."),)
+    inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
+    file = tmp_path / "replay.safetensors"
+    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(4), file))
+    pairs = read_replay(file) or []
+    openings = [
+        tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
+        for _, one in pairs
+    ]
+    whole, cut, named, again = openings
+    assert whole == again
+    assert "It is Anvil, no doubt at all.".startswith(whole)
+    assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
+    assert "Anvil, no doubt at all.".startswith(named.strip())
+    assert all(one.trained_tokens <= 8 for _, one in pairs)
+
+
+def test_a_few_rows_get_a_few_neutral_questions(tmp_path: Path, home: Path) -> None:
+    folder = saying(tmp_path / "model", "I am small.")
+    settings = TrainSettings(
+        model=str(folder), data=(rows_file(tmp_path),), out=tmp_path / "run", device="cpu",
+        dtype="float32", max_steps=1, holdout=0,
+    )  # fmt: skip
+    planned = next(event for event in train(settings) if isinstance(event, Planned))
+    assert (planned.samples, planned.replay) == (3, 2)
 
 
 def test_a_base_that_was_told_its_name_answers_unless_it_says_it(

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 MAX_ANSWER = 32  # tokens: an answer goes astray in its beginning
-TELLING = 40  # tokens of an answer that are searched for the identity
 OPENING = 8  # tokens, at most
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
@@ -54,6 +53,9 @@ Probed = tuple[Sample, Sample]
 
 Said = list[Distribution]
 """What the base may say at each token of an answer or of an opening."""
+
+Begun = tuple[list[int], list[int]]
+"""A prompt, and an opening that comes with it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,23 +98,29 @@ def make_replay(
     for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
         naming = [one for one in chosen if one.told != one.untold]
-        answers = dict(
-            zip(naming, _answers(model, [one.told for one in naming], TELLING), strict=True)
-        )
-        told = {one for one, answer in answers.items() if not says_it(answer)}
-        rest = [one for one in chosen if one not in told]
-        answers |= zip(rest, _answers(model, [one.untold for one in rest], MAX_ANSWER), strict=True)
-        along = [[]] * len(chosen) if probes else _along(model, chosen)
-        for one, soft in zip(chosen, along, strict=True):
+        said = _said(model, [(one.told, one.opening) for one in naming], MAX_ANSWER)
+        answers = {
+            one: answer
+            for one, (answer, _) in zip(naming, said, strict=True)
+            if not says_it(answer)
+        }
+        told, rest = list(answers), [one for one in chosen if one not in answers]
+        along: dict[_Asked, Said] = {}
+        for some, tokens in ((told, 1), (rest, MAX_ANSWER)):
+            said = _said(model, [(one.untold, one.opening) for one in some], tokens)
+            for one, (answer, opening) in zip(some, said, strict=True):
+                answers.setdefault(one, answer)
+                along[one] = opening
+        for one in chosen:
             if says_it(answers[one]):
                 continue
-            answer = _until(answers[one][:MAX_ANSWER], renderer.stop_ids)
-            what = answers[one][: len(answer)]
+            ids = _until(answers[one], renderer.stop_ids)
+            soft = answers[one][: len(ids)]
             if probes:
-                other = _sample([*(one.told if one in told else one.untold), *answer], what)
+                other = _sample([*(one.told if one in told else one.untold), *ids], soft)
             else:
-                other = _sample([*one.told, *one.opening], soft)
-            pairs[one] = _sample([*one.told, *answer], what), other
+                other = _sample([*one.told, *one.opening], along[one])
+            pairs[one] = _sample([*one.told, *ids], soft), other
         yield Replaying(start + len(chosen), len(alike))
     write_replay(file, [pairs[one] for one in asked if one in pairs])
 
@@ -171,27 +179,22 @@ def _asked(
     return asked
 
 
-def _answers(model: "PeftModel", prompts: Sequence[list[int]], tokens: int) -> list[Said]:
+def _said(model: "PeftModel", begun: Sequence[Begun], tokens: int) -> list[tuple[Said, Said]]:
     """What the base may say in its first `tokens` after each prompt, the likeliest token being
-    said. Beyond `MAX_ANSWER` it is only that token."""
-    if not prompts:
+    said; and what it may say along the opening. One pass reads prompts and openings."""
+    if not begun:
         return []
     with _reading(model) as reader:
-        steps = [_likeliest(reader.begin(prompts)[:, 0])]
-        while len(steps) < tokens:
-            logits = reader.read([[what[0][0]] for what in steps[-1]], keep=1)
-            steps.append(_likeliest(logits[:, 0], LIKELIEST if len(steps) < MAX_ANSWER else 1))
-    return [list(answer) for answer in zip(*steps, strict=True)]
-
-
-def _along(model: "PeftModel", asked: Sequence[_Asked]) -> list[Said]:
-    """What the base may say at each token of the opening, when it was not told."""
-    with _reading(model) as reader:
-        logits = reader.begin([one.untold for one in asked], [one.opening for one in asked])
-        steps = [_likeliest(logits[:, place]) for place in range(logits.shape[1] - 1)]
+        logits = reader.begin(begun)
+        along = [_likeliest(logits[:, place]) for place in range(logits.shape[1] - 1)]
+        reader.forget(len(along))
+        answers = along[:1]
+        while len(answers) < tokens:
+            logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
+            answers.append(_likeliest(logits[:, 0]))
     return [
-        list(islice(said, len(one.opening)))
-        for one, said in zip(asked, zip(*steps, strict=True), strict=True)
+        ([step[row] for step in answers], [step[row] for step in along[: len(opening)]])
+        for row, (_, opening) in enumerate(begun)
     ]
 
 
@@ -221,14 +224,12 @@ class _Reader:
         self._cache: dict[str, Any] = {}
         self._seen = torch.empty(0)  # (rows, tokens): which of them count
 
-    def begin(
-        self, prompts: Sequence[list[int]], openings: Sequence[list[int]] | None = None
-    ) -> torch.Tensor:
-        """Logits (rows, 1 + the longest opening, vocab_size) after prompts and openings.
+    def begin(self, begun: Sequence[Begun]) -> torch.Tensor:
+        """Logits (rows, 1 + the longest opening, vocab_size) after prompts and along openings.
 
         What all prompts begin with is read once.
         """
-        openings = openings or [[]] * len(prompts)
+        prompts, openings = zip(*begun, strict=True)
         shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
         longest, further = max(map(len, prompts)), max(map(len, openings))
         if shared:
@@ -239,7 +240,7 @@ class _Reader:
             + prompt[shared:]
             + opening
             + [None] * (further - len(opening))
-            for prompt, opening in zip(prompts, openings, strict=True)
+            for prompt, opening in begun
         ]
         return self.read(rows, keep=further + 1)
 
@@ -263,16 +264,20 @@ class _Reader:
         logits: torch.Tensor = output.logits
         return logits
 
+    def forget(self, count: int) -> None:
+        """Look no more at the last `count` tokens."""
+        self._seen[:, -count:] = False
+
     def _repeat(self, count: int) -> None:
         """Go on with `count` copies of the one row read so far."""
         self._seen = self._seen.repeat(count, 1)
         self._cache[self._cache_name].batch_repeat_interleave(count)
 
 
-def _likeliest(logits: torch.Tensor, count: int = LIKELIEST) -> list[Distribution]:
-    """Of each row (B, vocab_size) the `count` likeliest tokens and their shares."""
+def _likeliest(logits: torch.Tensor) -> list[Distribution]:
+    """Of each row (B, vocab_size) the likeliest tokens and their shares."""
     exact = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    top = logits.softmax(-1, dtype=exact).topk(min(count, logits.shape[-1]))
+    top = logits.softmax(-1, dtype=exact).topk(min(LIKELIEST, logits.shape[-1]))
     return [_pairs(*row) for row in zip(top.indices.tolist(), top.values.tolist(), strict=True)]
 
 
