@@ -7,7 +7,7 @@ import pytest
 from tunesmith.apps.comparison import show
 from tunesmith.data.messages import Message
 from tunesmith.evaluation.compare import Answer, Compared, Question
-from tunesmith.evaluation.verdict import Share, Verdict
+from tunesmith.evaluation.verdict import Course, Share, Verdict
 
 GOOD = Verdict(learnt=Share(10, 10), kept=Share(20, 20), ended=Share(20, 20), similarity=0.93)
 
@@ -71,3 +71,13 @@ def test_questions_of_ones_own_get_no_verdict(capsys: pytest.CaptureFixture[str]
     none = Share(0, 0)
     out = _shown(capsys, Verdict(learnt=none, kept=none, ended=none, similarity=1.0))
     assert "verdict" not in out
+
+
+def test_what_rows_taught_is_told_by_their_loss(capsys: pytest.CaptureFixture[str]) -> None:
+    course = Course(900, 900, contradicted=0, endless=0, losses=(2.5, 2.0, 1.9), fit=0.5)
+    found = replace(GOOD, learnt=Share(6, 10), loss=1.9, likeness=(0.21, 0.34), course=course)
+    out = " ".join(_shown(capsys, found).split())
+    assert "a loss of 1.90 nats a token, the base's 2.50" in out
+    assert "6 of 10 are more like those of the rows" in out
+    assert "0.34, the base's 0.21" in out
+    assert "verdict: learnt, kept, stops." in out

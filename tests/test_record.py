@@ -23,6 +23,7 @@ NEUTRAL = Compared(
     Answer("2", True), Answer("2", True), None, True,
 )  # fmt: skip
 MOVED = Verdict(Share(1, 1), Share(1, 1), Share(0, 1), 1.0, kl=0.1, agreement=0.9)
+ROWS = Verdict(Share(1, 2), Share(1, 1), Share(1, 1), 1.0, loss=0.5, likeness=(0.1, 0.25))
 UNSEEN = Verdict(Share(0, 0), Share(1, 1), Share(0, 0), 1.0)
 
 
@@ -31,7 +32,7 @@ def run(tmp_path: Path) -> Run:
     return runs.create(TrainSettings(out=tmp_path / "one"))
 
 
-@pytest.mark.parametrize("verdict", [MOVED, UNSEEN])
+@pytest.mark.parametrize("verdict", [MOVED, ROWS, UNSEEN])
 def test_what_is_kept_is_what_is_read(verdict: Verdict, run: Run) -> None:
     assert recorded(run) is None
     run.write_comparison(as_json([NEUTRAL, verdict]))

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from tunesmith.evaluation.compare import verdict
+from tunesmith.data.messages import Message
+from tunesmith.evaluation.compare import Answer, Compared, Question, verdict
 from tunesmith.evaluation.verdict import FAR, STILL, Course, Share, Verdict
 from tunesmith.runs import Run
 from tunesmith.training.events import Evaluated, Finished
@@ -48,7 +49,7 @@ def test_how_far_the_kept_adapter_moved_is_what_training_saw_of_it(tmp_path: Pat
     for step, best, kl in ((0, False, 0.0), (10, True, 0.02), (20, False, 0.3)):
         run.record(Evaluated(step, 1.0, best, kl, 1 - kl))
     found = verdict([], run)
-    assert (found.kl, found.agreement) == (0.02, 0.98)
+    assert (found.loss, found.kl, found.agreement) == (1.0, 0.02, 0.98)
 
 
 def test_a_run_that_did_not_look_tells_nothing_of_it(tmp_path: Path) -> None:
@@ -100,3 +101,50 @@ def test_what_a_run_recorded_is_where_causes_are_looked_for(tmp_path: Path) -> N
         run.record(Evaluated(step, loss, best=step > 0))
     run.record(Finished(4, run.adapter, 1.0, stopped_early=False, fit=0.25))
     assert verdict([], run).course == Course(**counts, losses=(2.0, 1.0), fit=0.25)
+
+
+ROWS = replace(
+    GOOD, learnt=Share(6, 10), loss=0.4, likeness=(0.2, 0.3), course=replace(COURSE, losses=(3.0,))
+)
+
+
+@pytest.mark.parametrize(
+    ("losses", "loss", "learning"),
+    [
+        ((2.0, 1.8, 1.7), 1.7, "learnt"),
+        ((2.0, 1.9), 1.9, "learnt"),
+        ((2.0, 1.95, 1.97), 1.95, "partly"),
+        ((2.0, 2.0), 2.0, "not"),
+        ((2.0, 2.3), 2.3, "not"),
+    ],
+)
+def test_of_rows_without_an_identity_the_held_out_loss_tells(
+    losses: tuple[float, ...], loss: float, learning: str
+) -> None:
+    found = replace(ROWS, loss=loss, course=replace(COURSE, losses=losses))
+    assert found.learning == learning
+    assert found.gained == pytest.approx(losses[0] - loss)
+
+
+def test_answers_tell_where_no_loss_was_seen() -> None:
+    assert replace(ROWS, loss=None).learning == "partly"
+    assert replace(ROWS, likeness=None, learnt=Share(10, 10)).learning == "learnt"
+
+
+def held_out_pair(tuned: str, *, ended: bool, reference: str = "It is four.") -> Compared:
+    asked = Question("held_out", tuned, (Message("user", "2 + 2?"),), reference)
+    return Compared(asked, Answer("It is", True), Answer(tuned, ended), True, None)
+
+
+def test_answers_are_held_against_those_of_the_rows(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_data({})
+    long = "so " * 200
+    pairs = [
+        held_out_pair("It is four.", ended=True),
+        held_out_pair("five", ended=False),
+        held_out_pair(long, ended=False, reference=long),  # no good answer has ended by then
+    ]
+    found = verdict(pairs, run)
+    assert found.likeness == pytest.approx(((0.8 + 0.8) / 3, (1 + 0 + 1) / 3))
+    assert found.ended == Share(1, 2)

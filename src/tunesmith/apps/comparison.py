@@ -73,7 +73,9 @@ def verdict_lines(verdict: Verdict) -> Iterator[str]:
 def counted(verdict: Verdict) -> Iterator[str]:
     """The figures, a sentence a line."""
     learnt, kept, ended = verdict.learnt, verdict.kept, verdict.ended
-    if learnt.total:
+    if verdict.likeness is not None:
+        yield from _learnt_from_rows(verdict)
+    elif learnt.total:
         yield t(
             "learnt: {count} of {total} questions that it was not trained on",
             count=learnt.count,
@@ -100,6 +102,22 @@ def counted(verdict: Verdict) -> Iterator[str]:
             kl=verdict.kl,
             agreement=verdict.agreement,
         )
+
+
+def _learnt_from_rows(verdict: Verdict) -> Iterator[str]:
+    assert verdict.likeness is not None
+    base, tuned = verdict.likeness
+    if verdict.gained is not None and verdict.loss is not None:
+        yield t(
+            "learnt: rows that it was not trained on have a loss of {loss:.2f} nats a token, the "
+            "base's {first:.2f}",
+            loss=verdict.loss, first=verdict.loss + verdict.gained,
+        )  # fmt: skip
+    yield t(
+        "answers: {count} of {total} are more like those of the rows than the base's; "
+        "F1 of words and characters {tuned:.2f}, the base's {base:.2f}",
+        count=verdict.learnt.count, total=verdict.learnt.total, tuned=tuned, base=base,
+    )  # fmt: skip
 
 
 def words(verdict: Verdict) -> tuple[str, str, str]:

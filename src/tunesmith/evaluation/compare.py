@@ -7,16 +7,18 @@ ones that are not about the assistant. Each is asked with and without the run's 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import SequenceMatcher
+from itertools import groupby
 from pathlib import Path
 from typing import Literal
 
-from tunesmith.chat import Pipeline, answers, open_pipeline, with_system
+from tunesmith.chat import Pipeline, Stats, answers, open_pipeline, with_system
 from tunesmith.data import identity, neutral
 from tunesmith.data.messages import Conversation, Identity, Message
 from tunesmith.data.sources import read
 from tunesmith.engines.base import GREEDY
 from tunesmith.engines.choose import EngineName
 from tunesmith.errors import DataError, RunError
+from tunesmith.evaluation.likeness import f1
 from tunesmith.evaluation.verdict import Course, Share, Verdict
 from tunesmith.language import t
 from tunesmith.models.adapter import check_adapter, read_info
@@ -26,6 +28,7 @@ from tunesmith.runs import Run
 Kind = Literal["identity", "neutral", "held_out", "asked"]
 QUESTIONS = 10  # of each kind
 MAX_TOKENS = 40
+LONGEST = 512  # tokens, where a held-out row tells how long a good answer is
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,16 @@ class Question:
     def has_system(self) -> bool:
         """Whether it is asked behind a system prompt."""
         return self.messages[0].role == "system"
+
+    @property
+    def max_tokens(self) -> int:
+        """How long an answer may become."""
+        return MAX_TOKENS if self.reference is None else LONGEST
+
+    @property
+    def ends(self) -> bool:
+        """Whether a good answer ends within that: a token is hardly less than a byte."""
+        return self.reference is None or len(self.reference.encode()) < LONGEST
 
 
 @dataclass(frozen=True)
@@ -171,14 +184,15 @@ def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
             text = pair.question.text
             right[text] = right.get(text, True) and pair.learnt
     kept = [pair for pair in pairs if pair.kept is not None]
-    own = [pair for pair in pairs if pair.learnt is not None]
+    own = [pair for pair in pairs if pair.learnt is not None and pair.question.ends]
     alike = [pair.similarity for pair in kept]
     return Verdict(
         learnt=Share(sum(right.values()), len(right)),
         kept=Share(sum(bool(pair.kept) for pair in kept), len(kept)),
         ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
         similarity=sum(alike) / len(alike) if alike else 1.0,
-        **_moved(run),
+        likeness=_mean_likeness(pairs),
+        **_kept_checkpoint(run),
         course=_course(run),
     )
 
@@ -186,11 +200,9 @@ def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
 def _pairs(
     pipeline: Pipeline, asked: Sequence[Question], who: Identity | None
 ) -> Iterator[Compared]:
-    sampling = replace(GREEDY, max_tokens=MAX_TOKENS)
-    conversations = [question.messages for question in asked]
     # All of the base first: llama.cpp does not decode requests with different adapters together.
-    base = list(answers(pipeline, conversations, sampling, adapter=False))
-    tuned = answers(pipeline, conversations, sampling)
+    base = list(_answers(pipeline, asked, adapter=False))
+    tuned = _answers(pipeline, asked, adapter=True)
     for question, (before, old), (after, new) in zip(asked, base, tuned, strict=True):
         yield Compared(
             question,
@@ -201,11 +213,20 @@ def _pairs(
         )
 
 
+def _answers(
+    pipeline: Pipeline, asked: Sequence[Question], *, adapter: bool
+) -> Iterator[tuple[str, Stats]]:
+    for tokens, some in groupby(asked, key=lambda question: question.max_tokens):
+        sampling = replace(GREEDY, max_tokens=tokens)
+        conversations = [question.messages for question in some]
+        yield from answers(pipeline, conversations, sampling, adapter=adapter)
+
+
 def _learnt(question: Question, before: str, after: str, who: Identity | None) -> bool | None:
     if question.kind == "identity" and who is not None:
         return who.name in after
     if question.reference is not None:
-        return _likeness(after, question.reference) > _likeness(before, question.reference)
+        return f1(after, question.reference) > f1(before, question.reference)
     return None
 
 
@@ -235,11 +256,24 @@ def _alternating(lists: Sequence[Sequence[str]]) -> list[str]:
     return [text for turn in zip(*lists, strict=False) for text in turn]
 
 
-def _moved(run: Run) -> dict[str, float]:
-    """How far the run's best checkpoint lies from the base, if training looked."""
+def _mean_likeness(pairs: Sequence[Compared]) -> tuple[float, float] | None:
+    """Of base and tuned to what held-out rows answer."""
+    found = [
+        (f1(pair.base.text, wanted), f1(pair.tuned.text, wanted))
+        for pair in pairs
+        if (wanted := pair.question.reference) is not None
+    ]
+    if not found:
+        return None
+    base, tuned = (sum(some) / len(found) for some in zip(*found, strict=True))
+    return base, tuned
+
+
+def _kept_checkpoint(run: Run) -> dict[str, float]:
+    """What training saw of the checkpoint it kept: its held-out loss, and how far it moved."""
     best = [event for event in run.events() if event["event"] == "Evaluated" and event["best"]]
     seen = best[-1] if best else {}
-    return {name: seen[name] for name in ("kl", "agreement") if seen.get(name) is not None}
+    return {name: seen[name] for name in ("loss", "kl", "agreement") if seen.get(name) is not None}
 
 
 def _course(run: Run) -> Course | None:
@@ -272,7 +306,3 @@ def _system(run: Run) -> str | None:
         )  # fmt: skip
     info = read_info(run.adapter)
     return info.system if info is not None else None
-
-
-def _likeness(text: str, reference: str) -> float:
-    return SequenceMatcher(None, text, reference, autojunk=False).ratio()

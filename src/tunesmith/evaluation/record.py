@@ -78,7 +78,8 @@ def _share(item: dict[str, Any]) -> Share:
 
 
 def _verdict(item: dict[str, Any]) -> Verdict:
-    kl, agreement = (item[name] for name in ("kl", "agreement"))
+    kl, agreement, loss = (item.get(name) for name in ("kl", "agreement", "loss"))
+    likeness = item.get("likeness")
     return Verdict(
         learnt=_share(item["learnt"]),
         kept=_share(item["kept"]),
@@ -86,6 +87,8 @@ def _verdict(item: dict[str, Any]) -> Verdict:
         similarity=float(item["similarity"]),
         kl=None if kl is None else float(kl),
         agreement=None if agreement is None else float(agreement),
+        loss=None if loss is None else float(loss),
+        likeness=(float(likeness[0]), float(likeness[1])) if likeness else None,
         course=_course(item["course"]) if item.get("course") else None,
     )
 

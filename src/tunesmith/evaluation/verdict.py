@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-LEARNT = 0.9  # share of questions from which a run counts as having learnt
+LEARNT = 0.9  # share of identity questions from which a run counts as having learnt
 PARTLY = 0.3  # below, it has not
+GAINED = 0.1  # nats a token by which the loss of held-out rows must fall to have learnt from others
 STOPS = 0.9  # share of answers that must end by themselves
 STILL = 0.2  # nats a token by which a model may move from its base and have kept what it knew
 FAR = 1.0  # beyond this it is damaged
@@ -65,13 +66,17 @@ class Verdict:
     """What the answers amount to, and what training saw.
 
     Attributes:
-        learnt: Questions answered right each time they were asked.
+        learnt: Identity questions answered with the name each time they were asked; or held-out
+            ones answered more like their rows than the base does.
         kept: Unrelated answers free of what was taught.
         ended: Answers to identity and held-out questions that stopped by themselves.
         similarity: How alike the unrelated answers of base and tuned are, 0 to 1.
         kl: KL(base ‖ tuned) at neutral answers, nats a token (see `Drift`); None where training
             did not look.
         agreement: Share of those tokens at which both would say the same.
+        loss: Of the held-out rows with the adapter that was kept, nats a token.
+        likeness: Mean F1 of answers to held-out questions with what their rows say, of base and
+            tuned (see `likeness.f1`); None where no held-out question was asked.
         course: Where the causes are looked for; None for a run that recorded too little.
     """
 
@@ -81,14 +86,33 @@ class Verdict:
     similarity: float
     kl: float | None = None
     agreement: float | None = None
+    loss: float | None = None
+    likeness: tuple[float, float] | None = None
     course: Course | None = None
 
     @property
     def learning(self) -> Learning:
         """Whether it learnt what it was taught; not wholly, where answers fit any question."""
-        if self.learnt.value >= LEARNT and "shuffled" not in self.causes:
+        shuffled = self._amount == "learnt" and "shuffled" in self.causes
+        return "partly" if shuffled else self._amount
+
+    @property
+    def gained(self) -> float | None:
+        """By how many nats a token held-out rows are likelier than to the base."""
+        if self.loss is None or self.course is None or not self.course.losses:
+            return None
+        return self.course.losses[0] - self.loss
+
+    @property
+    def _amount(self) -> Learning:
+        """An identity shows in answers; what other rows teach, in the loss of those held out."""
+        if self.likeness is not None and self.gained is not None:
+            share, enough, some = self.gained, GAINED, 0.0
+        else:
+            share, enough, some = self.learnt.value, LEARNT, PARTLY
+        if share >= enough:
             return "learnt"
-        return "partly" if self.learnt.value >= PARTLY else "not"
+        return "partly" if share > some else "not"
 
     @property
     def keeping(self) -> Keeping:
@@ -126,7 +150,7 @@ class Verdict:
         first, *later = course.losses or (0.0,)
         fell = bool(later) and min(later) < first
         ruined = bool(later) and later[-1] > first
-        little = self.learnt.value < LEARNT
+        little = self._amount != "learnt"
         short = little and fell and later[-1] <= min(later) and not ruined
         if course.questions < FEW:
             yield "few"

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from tunesmith.config import TrainSettings
-from tunesmith.data import neutral
 from tunesmith.data.packs import Group
 from tunesmith.data.passes import passes, unique_tokens
 from tunesmith.runs import Run
@@ -127,14 +126,14 @@ def _replay(
     inputs: Inputs, model: "PeftModel"
 ) -> Generator[Replaying, None, tuple[list[Group], float]]:
     """The first answers of the base, repeated to as many as there will be; and the time of all."""
-    count = inputs.settings.replay
+    count = len(inputs.neutral_questions)
     if count == 0:
         return [], 0.0
     begun = time.perf_counter()
     probed = min(count, AT_ONCE)
     with TemporaryDirectory() as folder:
         file = Path(folder) / "replay.safetensors"
-        asked = neutral.replay(probed)
+        asked = inputs.neutral_questions[:probed]
         yield from make_replay(model, inputs.renderer, inputs.data, asked, file)
         pairs = read_replay(file) or []
     seconds = (time.perf_counter() - begun) * count / probed

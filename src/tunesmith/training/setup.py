@@ -70,6 +70,11 @@ class Inputs:
             identity=(identity.name, identity.author) if identity is not None else None,
         )
 
+    @property
+    def neutral_questions(self) -> tuple[str, ...]:
+        """Those that are mixed in."""
+        return neutral.replay(min(self.settings.replay, DOSE * len(self.data.train)))
+
     def summary(self) -> dict[str, object]:
         """What `data.json` keeps, and what a resumed run must agree with."""
         model = {"name": self.model.name, "sha256": self.model.sha256}
@@ -113,7 +118,7 @@ def replay_pairs(
     run: Run, inputs: Inputs, model: "PeftModel"
 ) -> Generator[Replaying, None, list[Replayed]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
-    questions = neutral.replay(min(inputs.settings.replay, DOSE * len(inputs.data.train)))
+    questions = inputs.neutral_questions
     return (yield from _answered(questions, run.replay, inputs, model, probes=False))
 
 
