@@ -45,7 +45,7 @@ def demo(
         t("Data"),
         t(
             "What it shall learn is written down: many ways to ask who it is, each with the "
-            "answer you want, with and without a system prompt."
+            "answer you want, half of them behind a system prompt."
         ),
     )
     rows = write_identity(data, name, author)
