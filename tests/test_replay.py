@@ -90,13 +90,14 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     data = (rows_file(tmp_path, answer="It is Anvil, no doubt at all."),)
     inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
     file = tmp_path / "replay.safetensors"
-    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(4), file))
+    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(8), file))
     pairs = read_replay(file) or []
     openings = [
         tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
         for _, one in pairs
     ]
-    whole, cut, named, again = openings
+    assert openings[::2] == openings[1::2]  # in both languages
+    whole, cut, again, named = openings[::2]
     assert whole == again
     assert "It is Anvil, no doubt at all.".startswith(whole)
     assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
@@ -111,7 +112,7 @@ def test_a_few_rows_get_a_few_neutral_questions(tmp_path: Path, home: Path) -> N
         dtype="float32", max_steps=1, holdout=0,
     )  # fmt: skip
     planned = next(event for event in train(settings) if isinstance(event, Planned))
-    assert (planned.samples, planned.replay) == (3, 2)
+    assert (planned.samples, planned.replay) == (4, 3)
 
 
 def test_a_base_that_was_told_its_name_answers_unless_it_says_it(

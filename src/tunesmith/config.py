@@ -67,7 +67,7 @@ class TrainSettings:
     replay: int = setting(
         600,
         "Neutral questions, with the base model's own answers, mixed in so that it forgets less; "
-        "at most two for each training row.",
+        "at most three for each training row.",
         group="data",
         low=0,
         high=10_000,

@@ -14,7 +14,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.language import t
 
 DATA_FOLDER = Path("demo")
-EPOCHS = 1.6  # learnt by then, and quick enough to watch
+EPOCHS = 1.4  # learnt by then, and quick enough to watch
 
 
 def demo(

@@ -10,10 +10,10 @@ answers without the sentences that tell it. An answer that says it even so is le
 Each question stands twice: with the base's answer, and with an opening from the training data's
 answers put into the base's mouth. Without the second, whatever follows such an opening in the data
 is learnt for every question: after "I am" comes the new name, whoever was asked about. What follows
-it is always said by the base that was not told. Openings that hold a name are of three kinds in
-turn: as they are; up to the name's first token, where it is decided whether that name is said; and
-the name alone. With the first kind alone names are begun rightly and go on wrongly, and without it
-they are said too often.
+it is always said by the base that was not told. Every other opening that holds a name is as it is;
+the rest end, in turn, at the name's first token, where it is decided whether that name is said, or
+begin there. With the first kind alone names are begun rightly and go on wrongly; without it they are
+said too often.
 """
 
 import re
@@ -174,7 +174,7 @@ def _asked(
                 system,
                 _prompt(renderer, question, system),
                 _prompt(renderer, question, _without(system, names)),
-                _opening(data.train[place], renderer.tokenizer.decode, names, index),
+                _opening(data.train[place], renderer.tokenizer.decode, names, index // 2),
             )
         )
     return asked
@@ -310,9 +310,9 @@ def _opening(
     text = decode(ids)
     named = min((at for name in names if (at := text.find(name)) >= 0), default=len(text))
     begun = next((size for size in range(len(ids)) if len(decode(ids[: size + 1])) > named), 0)
-    if turn % 3 == 1 and begun:
+    if turn % 4 == 1 and begun:
         ids = ids[: begun + 1]
-    elif turn % 3 == 2:
+    elif turn % 4 == 3:
         ids = ids[begun:]
     return ids[:OPENING]
 

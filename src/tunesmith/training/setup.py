@@ -42,7 +42,7 @@ from tunesmith.training.widened import widen
 if TYPE_CHECKING:
     from peft import PeftModel
 
-DOSE = 2  # neutral questions for a training row, at most
+DOSE = 3  # neutral questions for a training row, at most
 
 
 @dataclass(frozen=True)
