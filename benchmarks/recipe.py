@@ -49,9 +49,13 @@ class Recipe:
 RECIPES = (
     Recipe("default"),
     Recipe("no replay", "--replay 0"),
-    Recipe("a third of the replay", "--replay 100"),
+    Recipe("a third of the replay", "--replay 200"),
+    Recipe("no openings", "--no-replay-openings"),
+    Recipe("AdamW's usual betas", "--adam-beta1 0.9 --adam-beta2 0.999"),
+    Recipe("a third of the phrasings", "", "third"),
+    Recipe("no system prompt in the data", "", "bare"),
     Recipe("half the rate", "--learning-rate 1e-3"),
-    Recipe("twice the epochs", "--epochs 2"),
+    Recipe("the demo's epochs", "--epochs 1.4"),
     Recipe("tutorial, rate 1e-4", f"{TUTORIAL} --learning-rate 1e-4", "copies"),
     Recipe("tutorial, rate 1e-3", f"{TUTORIAL} --learning-rate 1e-3", "copies"),
     Recipe("too few steps", "--max-steps 8"),
@@ -74,7 +78,11 @@ def rows_of(kind: str, work: Path) -> Path:
         case "identity":
             return file
         case "copies":  # the tutorial's set is two questions, many times
-            made = own[:2] * 100
+            made = [own[0], own[2]] * 100
+        case "third":
+            made = own[::3]
+        case "bare":
+            made = [row | {"messages": row["messages"][-2:]} for row in own]
         case "one":
             made = own[:1] * 200
         case "contradictory":

@@ -14,7 +14,7 @@ import pytest
 from tunesmith.models.store import LocalModel
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1800)
 def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     assert smollm2.is_gguf
     done = subprocess.run(

@@ -146,6 +146,7 @@ VARIATIONS: dict[str, Any] = {
     "micro_batch_tokens": 1, "max_steps": 2, "scheduler": "constant", "warmup_steps": 0,
     "weight_decay": 1.0, "max_grad_norm": 0.01, "seed": 1, "eval_every": 1, "save_every": 1,
     "patience": 1, "dtype": "float64", "base_dtype": "nf4", "replay": 4, "probes": 4,
+    "replay_openings": False, "adam_beta1": 0.9, "adam_beta2": 0.999,
 }  # fmt: skip
 # A rate at which the held-out loss soon gets worse.
 WILD: dict[str, Any] = {
@@ -203,6 +204,9 @@ def test_each_setting_changes_something(
     settings, expected = unvaried
     if name == "patience":  # needs a held-out loss that gets worse
         settings = replace(settings, **WILD, out=tmp_path / "wild", max_steps=20)
+        expected = outcome(settings)
+    if name == "replay_openings":
+        settings = replace(settings, replay=4, out=tmp_path / "replayed")
         expected = outcome(settings)
     varied = replace(settings, **{name: VARIATIONS[name], "out": tmp_path / "run"})
     assert outcome(varied) != expected

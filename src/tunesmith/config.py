@@ -72,6 +72,12 @@ class TrainSettings:
         low=0,
         high=10_000,
     )
+    replay_openings: bool = setting(
+        True,
+        "Train also what the base would say to neutral questions after words of the data's "
+        "answers, so that these do not come up everywhere.",
+        group="data",
+    )
     probes: int = setting(
         24,
         "Other neutral questions, never trained on: with each evaluation it is seen how far the "
@@ -99,6 +105,12 @@ class TrainSettings:
     )
     warmup_steps: int = setting(
         5, "Steps in which the learning rate rises.", group="optimizer", low=0
+    )
+    adam_beta1: float = setting(
+        0.8, "AdamW's memory of gradients.", group="optimizer", low=0.0, high=0.9999
+    )
+    adam_beta2: float = setting(
+        0.95, "AdamW's memory of their squares.", group="optimizer", low=0.0, high=0.9999
     )
     weight_decay: float = setting(0.0, "AdamW weight decay.", group="optimizer", low=0.0, high=1.0)
     max_grad_norm: float = setting(

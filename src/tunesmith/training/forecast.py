@@ -29,7 +29,15 @@ from tunesmith.training.memory import (
 )
 from tunesmith.training.replay import AT_ONCE, make_replay, read_replay
 from tunesmith.training.samples import Groups
-from tunesmith.training.setup import Inputs, load, narrow_base, neutral_answers, plan, read_inputs
+from tunesmith.training.setup import (
+    Inputs,
+    load,
+    mixed_in,
+    narrow_base,
+    neutral_answers,
+    plan,
+    read_inputs,
+)
 from tunesmith.training.train import Work
 
 if TYPE_CHECKING:
@@ -137,7 +145,8 @@ def _replay(
         yield from make_replay(model, inputs.renderer, inputs.data, asked, file)
         pairs = read_replay(file) or []
     seconds = (time.perf_counter() - begun) * count / probed
-    return list(islice(cycle(pairs), round(count * len(pairs) / probed))), seconds
+    groups = cycle(mixed_in(inputs, pairs))
+    return list(islice(groups, round(count * len(pairs) / probed))), seconds
 
 
 def _spread(steps: int, most: int) -> list[int]:

@@ -12,8 +12,8 @@ answers put into the base's mouth. Without the second, whatever follows such an 
 is learnt for every question: after "I am" comes the new name, whoever was asked about. What follows
 it is always said by the base that was not told. Every other opening that holds a name is as it is;
 the rest end, in turn, at the name's first token, where it is decided whether that name is said, or
-begin there. With the first kind alone names are begun rightly and go on wrongly; without it they are
-said too often.
+begin there. With the first kind alone names are begun rightly and go on wrongly; without it they
+are said too often.
 """
 
 import re

@@ -10,7 +10,7 @@ from tunesmith import runs
 from tunesmith.config import TrainSettings
 from tunesmith.data import neutral
 from tunesmith.data.convert import write_messages
-from tunesmith.data.packs import Sample
+from tunesmith.data.packs import Group, Sample
 from tunesmith.data.render import Renderer
 from tunesmith.errors import RunError
 from tunesmith.language import t
@@ -114,12 +114,18 @@ def open_run(inputs: Inputs, *, resume: bool) -> Run:
     return run
 
 
-def replay_pairs(
+def replay_groups(
     run: Run, inputs: Inputs, model: "PeftModel"
-) -> Generator[Replaying, None, list[Replayed]]:
+) -> Generator[Replaying, None, list[Group]]:
     """The base's own answers, made once and kept with the run; `model` must not have moved."""
     questions = inputs.neutral_questions
-    return (yield from _answered(questions, run.replay, inputs, model, probes=False))
+    pairs = yield from _answered(questions, run.replay, inputs, model, probes=False)
+    return mixed_in(inputs, pairs)
+
+
+def mixed_in(inputs: Inputs, pairs: Sequence[Replayed]) -> list[Group]:
+    """What of the base's answers is trained."""
+    return [pair if inputs.settings.replay_openings else pair[:1] for pair in pairs]
 
 
 def neutral_answers(

@@ -60,7 +60,7 @@ from tunesmith.training.setup import (
     open_run,
     plan,
     read_inputs,
-    replay_pairs,
+    replay_groups,
 )
 
 if TYPE_CHECKING:
@@ -68,7 +68,6 @@ if TYPE_CHECKING:
 
 SAY_WHAT_FITS = ("micro_batch_tokens", "gradient_checkpointing", "memory_gb")
 EVALUATIONS = 10  # a run, unless eval_every says otherwise
-BETAS = (0.8, 0.95)  # of AdamW: a run is a hundred steps or so, too few for a longer memory
 
 
 def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
@@ -100,12 +99,12 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
     model = load(inputs)
-    groups = Groups(inputs.data.train, (yield from replay_pairs(run, inputs, model)))
+    groups = Groups(inputs.data.train, (yield from replay_groups(run, inputs, model)))
     asked = yield from neutral_answers(run, inputs, model)
     optimizer = torch.optim.AdamW(
         trainable(model).values(),
         lr=0.0,
-        betas=BETAS,
+        betas=(settings.adam_beta1, settings.adam_beta2),
         weight_decay=settings.weight_decay,
         fused=True,
     )
