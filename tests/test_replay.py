@@ -90,15 +90,14 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     data = (rows_file(tmp_path, answer="It is Anvil, no doubt at all."),)
     inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
     file = tmp_path / "replay.safetensors"
-    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(8), file))
+    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(6), file))
     pairs = read_replay(file) or []
     openings = [
         tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
         for _, one in pairs
     ]
     assert openings[::2] == openings[1::2]  # in both languages
-    whole, cut, again, named = openings[::2]
-    assert whole == again
+    whole, cut, named = openings[::2]
     assert "It is Anvil, no doubt at all.".startswith(whole)
     assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
     assert "Anvil, no doubt at all.".startswith(named.strip())
@@ -182,5 +181,8 @@ def test_a_damaged_file_is_none(tmp_path: Path, home: Path) -> None:
     assert read_replay(file) is None
 
 
-def test_an_answer_that_says_the_name_to_be_taught_is_left_out(tmp_path: Path, home: Path) -> None:
-    assert replayed(tmp_path, "small") == []
+@pytest.mark.parametrize(("name", "kept"), [("small", 0), ("smalt", 0), ("smith", 2), ("am", 0)])
+def test_an_answer_that_says_most_of_the_name_to_be_taught_is_left_out(
+    name: str, kept: int, tmp_path: Path, home: Path
+) -> None:
+    assert len(replayed(tmp_path, name)) == kept

@@ -3,17 +3,18 @@
 What is trained there is the base's whole distribution over the next token, not the one it chose:
 a model that has not moved has nothing to learn from replay, and one that has is drawn back.
 
-An answer that says the identity to be taught would teach it in the wrong place. A base that is told
-it in a system prompt says it to some questions, by repeating that prompt, and there the base
-answers without the sentences that tell it. An answer that says it even so is left out.
+An answer that says the identity to be taught, or most of a name, would teach it in the wrong place.
+A base that is told it in a system prompt says it to some questions, by repeating that prompt, and
+there the base answers without the sentences that tell it. An answer that says it even so is left
+out.
 
 Each question stands twice: with the base's answer, and with an opening from the training data's
 answers put into the base's mouth. Without the second, whatever follows such an opening in the data
 is learnt for every question: after "I am" comes the new name, whoever was asked about. What follows
-it is always said by the base that was not told. Every other opening that holds a name is as it is;
-the rest end, in turn, at the name's first token, where it is decided whether that name is said, or
-begin there. With the first kind alone names are begun rightly and go on wrongly; without it they
-are said too often.
+it is always said by the base that was not told. Openings that hold a name are of three kinds in
+turn: as they are; up to the name's first token, where it is decided whether that name is said; and
+from the name on. With the first kind alone names are begun rightly and go on wrongly; without it
+they are said too often.
 """
 
 import re
@@ -91,7 +92,7 @@ def make_replay(
 
     def says_it(answer: Said) -> bool:
         text = decode(_until(answer, renderer.stop_ids))
-        return any(name in text for name in names)
+        return any(part in text for name in names for part in _most_of(name))
 
     asked = _asked(renderer, data, questions, names)
     pairs: dict[_Asked, Replayed] = {}
@@ -310,11 +311,17 @@ def _opening(
     text = decode(ids)
     named = min((at for name in names if (at := text.find(name)) >= 0), default=len(text))
     begun = next((size for size in range(len(ids)) if len(decode(ids[: size + 1])) > named), 0)
-    if turn % 4 == 1 and begun:
+    if turn % 3 == 1 and begun:
         ids = ids[: begun + 1]
-    elif turn % 4 == 3:
+    elif turn % 3 == 2:
         ids = ids[begun:]
     return ids[:OPENING]
+
+
+def _most_of(name: str) -> set[str]:
+    """The name's pieces that are longer than half of it; a model that misspells it says one."""
+    size = min(len(name), max(3, len(name) // 2 + 1))
+    return {name[start : start + size] for start in range(len(name) - size + 1)}
 
 
 def _without(system: str | None, names: Sequence[str]) -> str | None:
