@@ -18,6 +18,7 @@ they are said too often.
 """
 
 import re
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -309,8 +310,10 @@ def _opening(
     answer = takewhile(lambda place: sample.trained[place], range(start, len(sample.trained)))
     ids = [sample.input_ids[place] for place in answer]
     text = decode(ids)
-    named = min((at for name in names if (at := text.find(name)) >= 0), default=len(text))
-    begun = next((size for size in range(len(ids)) if len(decode(ids[: size + 1])) > named), 0)
+    named = min((at for name in names if (at := text.find(name)) >= 0), default=None)
+    if named is None:
+        return ids[:OPENING]
+    begun = bisect_right(range(len(ids)), named, key=lambda size: len(decode(ids[: size + 1])))
     if turn % 3 == 1 and begun:
         ids = ids[: begun + 1]
     elif turn % 3 == 2:
