@@ -47,3 +47,9 @@ class EngineError(TunesmithError):
     """An inference engine that did not start or died."""
 
     exit_code = 8
+
+
+class EvaluationError(TunesmithError):
+    """A standard task whose data cannot be fetched, or that does not run."""
+
+    exit_code = 9

@@ -9,6 +9,7 @@ runs/NAME/
   metrics.jsonl       one event a line
   notes.md            what the user wrote about it
   compare.json        what base and tuned answered, and what that amounts to
+  tasks.json          what base and tuned scored in standard tasks
   report.html         all of it on one page
   initial/            the adapter before the first step (PiSSA and OLoRA only)
   adapter/            what PEFT loads, and tunesmith.json
@@ -122,6 +123,20 @@ class Run:
     def write_comparison(self, found: Mapping[str, Any]) -> None:
         """Keep what base and tuned answered; raises as `write_notes`."""
         self._keep(self.path / "compare.json", json.dumps(found, ensure_ascii=False, indent=1))
+
+    @property
+    def tasks(self) -> dict[str, Any]:
+        """`tasks.json`; empty where no standard task has been asked.
+
+        Raises:
+            RunError: The file is broken.
+        """
+        file = self.path / "tasks.json"
+        return read_json(file) if file.exists() else {}
+
+    def write_tasks(self, found: Mapping[str, Any]) -> None:
+        """Keep what base and tuned scored; raises as `write_notes`."""
+        self._keep(self.path / "tasks.json", json.dumps(found, ensure_ascii=False, indent=1))
 
     @property
     def report(self) -> Path:

@@ -33,7 +33,8 @@ def _run(arguments: list[str]) -> int:
     debug = "--debug" in arguments
     if not debug:
         warnings.simplefilter("ignore")  # what libraries tell developers is not for users
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+        for library in ("bitsandbytes", "lm_eval"):
+            logging.getLogger(library).setLevel(logging.ERROR)
     try:
         code = _dispatch(GlobalOptions.take(arguments))
         sys.stdout.flush()

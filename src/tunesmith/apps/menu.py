@@ -82,6 +82,11 @@ COMMANDS: dict[str, Command] = {
         "The same questions to the base and the tuned model, side by side, and a verdict.",
         "tunesmith compare runs/demo",
     ),
+    "eval": Command(
+        "tunesmith.apps.eval_command:evaluate",
+        "Standard tasks for the base and the tuned model, and whether the difference is chance.",
+        "tunesmith eval runs/demo --tasks hellaswag arc_easy",
+    ),
     "report": Command(
         "tunesmith.apps.report_command:report",
         "A run on one page to send around, or several runs beside one another.",

@@ -11,6 +11,7 @@ from markupsafe import Markup
 from tunesmith.apps.chart import HEIGHT, LEFT, RIGHT, WIDTH, Chart, Line, chart
 from tunesmith.apps.comparison import MARKS, advice, counted, words
 from tunesmith.apps.differences import marked
+from tunesmith.apps.eval_command import score_rows, score_titles
 from tunesmith.apps.facts import Facts, facts_of
 from tunesmith.apps.figures import duration, size
 from tunesmith.apps.inert import inert
@@ -19,6 +20,7 @@ from tunesmith.apps.story import differences, shown
 from tunesmith.config import TrainSettings, flag
 from tunesmith.errors import RunError
 from tunesmith.evaluation.compare import Compared
+from tunesmith.evaluation.tasks import recorded
 from tunesmith.evaluation.verdict import Share, Verdict
 from tunesmith.language import current_language, t
 from tunesmith.runs import Run, settings_to
@@ -76,6 +78,7 @@ def report(run: Run) -> str:
         moved=chart([Line("KL", facts.figures.moved, dotted=True)]),
         sections=_sections(pairs),
         left_out=len(facts.pairs) - len(pairs),
+        tasks=_tasks(run),
         samples=[Markup(sample) for sample in trained_samples(run, data)],
         data=rows,
         settings=_settings(facts.settings),
@@ -216,6 +219,11 @@ def _pair(pair: Compared) -> Pair:
         mark=MARKS[right],
         right=bool(right),
     )
+
+
+def _tasks(run: Run) -> tuple[list[str], list[list[str]]]:
+    """Standard tasks as a table: its heads and its rows."""
+    return score_titles(), [[inert(cell) for cell in row] for row in score_rows(recorded(run))]
 
 
 def _short(text: str) -> str:

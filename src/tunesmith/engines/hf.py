@@ -16,6 +16,8 @@ from tunesmith.models.weights import cache_name, load_model
 
 if TYPE_CHECKING:
     import torch
+    from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class HfEngine:
@@ -36,17 +38,13 @@ class HfEngine:
     def __init__(
         self, model: LocalModel, adapter: Path | None = None, *, device: str = "auto"
     ) -> None:
-        import torch
-
         self._device = _choose_device(device)
-        # On a CPU without bfloat16 arithmetic, bfloat16 is thirty times slower than float32.
-        dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        loaded = load_model(model, dtype=dtype, device=self._device)
+        loaded: Any = open_model(model, adapter, self._device)
         config = loaded.config.get_text_config()
         self.context_length: int = getattr(config, "max_position_embeddings", None) or 2**20
         self.has_adapter = adapter is not None
-        self._cache_name = cache_name(loaded)
-        self._model: Any = load_adapter(loaded, adapter).eval() if adapter else loaded
+        self._cache_name = cache_name(loaded.get_base_model() if adapter else loaded)
+        self._model = loaded
         self._lock = threading.Lock()
 
     def __enter__(self) -> Self:
@@ -120,6 +118,23 @@ class HfEngine:
         if self._model is None:
             raise EngineError(t("The engine was closed; open the model again."))
         return self._model.disable_adapter() if self.has_adapter and not on else nullcontext()
+
+
+def open_model(
+    model: LocalModel, adapter: Path | None = None, device: str = "auto"
+) -> "PreTrainedModel | PeftModel":
+    """The model in evaluation mode, with the adapter on it; arguments and errors as `HfEngine`."""
+    import torch
+
+    place = _choose_device(device)
+    # On a CPU without bfloat16 arithmetic, bfloat16 is thirty times slower than float32.
+    dtype = torch.bfloat16 if place == "cuda" else torch.float32
+    loaded = load_model(model, dtype=dtype, device=place)
+    if adapter is None:
+        return loaded
+    tuned = load_adapter(loaded, adapter)
+    tuned.eval()
+    return tuned
 
 
 def choose(logits: "torch.Tensor", sampling: Sampling, generator: "torch.Generator") -> int:

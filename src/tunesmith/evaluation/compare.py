@@ -129,7 +129,7 @@ def held_out(run: Run, count: int = QUESTIONS) -> list[Question]:
     Raises:
         RunError: The run has no adapter yet.
     """
-    who, system = run.data.get("identity"), _system(run)
+    who, system = run.data.get("identity"), trained_system(run)
     found: list[Question] = []
     if who is not None:
         texts = _alternating([identity.held_out([language]) for language in who["languages"]])
@@ -147,7 +147,7 @@ def from_texts(texts: Iterable[str], run: Run) -> list[Question]:
         RunError: The run has no adapter yet.
         DataError: There is none.
     """
-    system = _system(run)
+    system = trained_system(run)
     found = [_question("asked", text.strip(), system) for text in texts if text.strip()]
     if not found:
         raise DataError(t("There is no question; write one a line."))
@@ -161,7 +161,7 @@ def from_file(file: Path, run: Run) -> list[Question]:
         RunError: The run has no adapter yet.
         DataError: The file holds no question.
     """
-    system = _system(run)
+    system = trained_system(run)
     if file.suffix == ".txt":
         texts = file.read_text("utf-8-sig").splitlines()
         found = [_question("asked", text.strip(), system) for text in texts if text.strip()]
@@ -298,7 +298,12 @@ def _identity(run: Run) -> Identity | None:
     return Identity(who["name"], who["author"]) if who is not None else None
 
 
-def _system(run: Run) -> str | None:
+def trained_system(run: Run) -> str | None:
+    """The system prompt the run was trained with.
+
+    Raises:
+        RunError: The run has no adapter yet.
+    """
     if not run.adapter.is_dir():
         raise RunError(
             t("{path} has not finished training; go on with `tunesmith train --resume {path}`.",
