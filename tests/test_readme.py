@@ -202,8 +202,9 @@ class Reader:
         self.monkeypatch.setattr(sys, "stdin", io.StringIO("Who are you?\n"))
         code = main(words)
         out, err = self.screen.readouterr()
-        # Random weights learn nothing worth the name, and `compare` says so.
-        expected = 1 if words[0] == "compare" and "not learnt" in out else 0
+        # Random weights learn nothing worth the name, and `compare` and `eval` say so.
+        bad = {"compare": "not learnt", "eval": "worse"}.get(words[0])
+        expected = 1 if bad is not None and bad in out else 0
         assert code == expected, f"{shlex.join(words)}\n{out}\n{err}"
         assert out or words[0] == "chat", words
         return out

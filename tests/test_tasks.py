@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,13 @@ def test_a_base_without_a_chat_template(
     assert "leave --apply-chat-template out" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"scores": 1}', '{"scores": [{"task": "t"}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{", "[]", '{"scores": 1}', '{"scores": [{"task": "t"}]}',
+        json.dumps({"scores": [asdict(SAME) | {"base": "much"}]}),
+    ],
+)  # fmt: skip
 def test_what_is_damaged_is_a_sentence(content: str, tmp_path: Path) -> None:
     run = runs.create(TrainSettings(out=tmp_path / "one"))
     assert recorded(run) == []

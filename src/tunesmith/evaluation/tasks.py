@@ -8,7 +8,7 @@ smaller, and tells what tuning did from what chance did.
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from numbers import Real
 from operator import sub
@@ -103,11 +103,11 @@ def evaluate(
         EvaluationError: A task's data cannot be fetched, or the task refuses the model.
         TunesmithError: The model or the adapter does not load.
     """
-    manager = _manager(tasks)
-    loaded = [_load(manager, name, num_fewshot) for name in tasks]
     system = trained_system(run)
     model = locate(run.settings.model)
     check_adapter(run.adapter, model)
+    manager = _manager(tasks)
+    loaded = {name: _load(manager, name, num_fewshot) for name in tasks}
     harness = _harness(model, run, batch_size=batch_size, device=device, chat=chat_template)
     settings = {
         "limit": limit,
@@ -115,7 +115,7 @@ def evaluate(
         "fewshot_as_multiturn": chat_template,
         "system_instruction": system if chat_template else None,
     }
-    for name, task in zip(tasks, loaded, strict=True):
+    for name, task in loaded.items():
         found: dict[Who, Mapping[str, Any]] = {}
         for who in ("base", "tuned"):
             yield Asking(name, who)
@@ -133,14 +133,25 @@ def recorded(run: Run) -> list[Score]:
         RunError: It cannot be read.
     """
     try:
-        return [
-            Score(**{item.name: kept[item.name] for item in fields(Score)})
-            for kept in run.tasks.get("scores", [])
-        ]
-    except (LookupError, TypeError):
+        return [_score(kept) for kept in run.tasks.get("scores", [])]
+    except (LookupError, TypeError, ValueError):
         raise RunError(
             t("{path}/tasks.json does not hold scores; delete it.", path=run.path)
         ) from None
+
+
+def _score(kept: Mapping[str, Any]) -> Score:
+    return Score(
+        task=str(kept["task"]),
+        metric=str(kept["metric"]),
+        base=float(kept["base"]),
+        tuned=float(kept["tuned"]),
+        error=None if kept["error"] is None else float(kept["error"]),
+        questions=int(kept["questions"]),
+        num_fewshot=int(kept["num_fewshot"]),
+        chat_template=bool(kept["chat_template"]),
+        higher_is_better=bool(kept["higher_is_better"]),
+    )
 
 
 def _record(run: Run, new: Score) -> None:
