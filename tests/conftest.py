@@ -11,6 +11,11 @@ from tests.helpers_data import Save
 from tests.hub_server import HubServer, running_hub
 from tunesmith.models.store import LocalModel
 
+if (worker := os.environ.get("PYTEST_XDIST_WORKER")) and hasattr(os, "sched_setaffinity"):
+    # Threads spin while they wait for one another: those of two workers must not share a core.
+    cores = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
+
 os.environ["TUNESMITH_LANG"] = "en"  # messages are matched in English, on any machine
 
 

@@ -52,7 +52,8 @@ def kinds() -> list[str]:
 def test_a_training_outlives_the_page_that_began_it(settings: TrainSettings) -> None:
     settings = replace(settings, max_steps=ENDLESS)
     server = (
-        "import sys, time; from tunesmith.apps.studio.trainer import start; "
+        "import signal, sys, time; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # as after `&`
+        "from tunesmith.apps.studio.trainer import start; "
         "from tunesmith.config import TrainSettings; "
         f"from pathlib import Path, PosixPath; start({settings!r}); time.sleep(600)"
     )

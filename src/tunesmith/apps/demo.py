@@ -3,7 +3,7 @@
 import shlex
 from itertools import count
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -14,7 +14,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.language import t
 
 DATA_FOLDER = Path("demo")
-EPOCHS = 1.4  # learnt by then, and quick enough to watch
+LESSON: dict[str, Any] = {"epochs": 1.4}  # learnt by then, and quick enough to watch
 
 
 def demo(
@@ -65,7 +65,7 @@ def demo(
             "The loss falls as it learns; the held-out loss is on questions it does not train on."
         ),
     )
-    watch(train(TrainSettings(model=model, data=(data,), out=run, epochs=EPOCHS)))
+    watch(train(TrainSettings(model=model, data=(data,), out=run, **LESSON)))
     _explain(
         5,
         t("Before and after"),

@@ -10,12 +10,14 @@ from typing import IO
 from tunesmith.errors import RunError
 from tunesmith.language import current_language
 
-# -P: a file of the working folder must not stand in for a library's.
+# -P: a file of the working folder must not stand in for a library's. The signal is set because a
+# page begun in the background hands down that Ctrl-C is ignored, by which its children are stopped.
 _COMMAND = (
     sys.executable,
     "-P",
     "-c",
-    "import sys; from tunesmith.apps.cli import main; sys.exit(main())",
+    "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    "from tunesmith.apps.cli import main; sys.exit(main())",
 )
 
 _children: list["subprocess.Popen[bytes]"] = []  # kept until they end, then cleared away
