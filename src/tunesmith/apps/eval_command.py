@@ -77,7 +77,10 @@ def evaluate(
 
 def score_titles() -> list[str]:
     """The heads of the columns of `score_rows`."""
-    return [t("task"), t("metric"), t("questions"), t("base"), t("tuned"), t("difference"), ""]
+    return [
+        t("task"), t("metric"), t("questions"), t("examples"), t("put as"), t("base"), t("tuned"),
+        t("difference"), "",
+    ]  # fmt: skip
 
 
 def score_rows(scores: "Sequence[Score]") -> Iterator[list[str]]:
@@ -89,6 +92,8 @@ def score_rows(scores: "Sequence[Score]") -> Iterator[list[str]]:
             score.task,
             score.metric,
             f"{score.questions:,}",
+            str(score.num_fewshot),
+            t("a turn") if score.chat_template else t("text"),
             f"{score.base:.4f}",
             f"{score.tuned:.4f}",
             f"{score.difference:+.4f}{error}",
