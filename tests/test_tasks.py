@@ -165,6 +165,7 @@ def test_only_what_is_beyond_chance_counts(score: Score, outcome: str) -> None:
 @pytest.mark.parametrize(
     ("task", "code", "told"),
     [
+        (",", 2, "name a task"),
         ("hellaswagg", 2, "did you mean 'hellaswag'?"),
         ("hellaswag", 9, "the data of hellaswag cannot be fetched"),
         ("broken.yaml", 9, "broken.yaml cannot be loaded"),

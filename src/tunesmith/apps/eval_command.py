@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from tunesmith.apps.commands import Json
 from tunesmith.config import require_range
+from tunesmith.errors import UsageError
 from tunesmith.language import t
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ def evaluate(
         if value is not None:
             require_range(flag, value, least)
     names = [name for given in tasks for name in given.split(",") if name]
+    if not names:
+        raise UsageError(t("name a task: tunesmith eval runs/demo --tasks hellaswag"))
     who = {"base": t("base"), "tuned": t("tuned")}
     scores: list[Score] = []
     with _bars():
