@@ -66,7 +66,7 @@ def liger(job: Job) -> dict[str, Any]:
 def trl(job: Job) -> dict[str, Any]:
     """TRL's SFTTrainer on rows that are tokens already."""
     import torch
-    from datasets import Dataset  # type: ignore[import-not-found,unused-ignore]
+    from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer  # type: ignore[import-not-found,unused-ignore]
 
