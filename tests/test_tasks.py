@@ -156,6 +156,8 @@ def test_what_is_worse_ends_with_1_and_is_kept(
         (replace(SAME, tuned=0.39), "worse"),
         (replace(SAME, tuned=0.61, higher_is_better=False), "worse"),
         (replace(SAME, tuned=0.9, error=None), "same"),
+        (replace(SAME, base=0.0, tuned=1.0, error=0.0, questions=6), "better"),
+        (replace(SAME, base=0.0, tuned=1.0, error=0.0, questions=5), "same"),
     ],
 )
 def test_only_what_is_beyond_chance_counts(score: Score, outcome: str) -> None:

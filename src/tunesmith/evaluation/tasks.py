@@ -27,6 +27,7 @@ from tunesmith.runs import Run
 
 Who = Literal["base", "tuned"]
 CERTAIN = 2.0  # standard errors: chance alone differs by more once in twenty times
+FEWEST = 6  # questions: of fewer, even all falling the same way may be chance
 SEED = 1234  # the harness's own, by which solved examples are drawn
 RESAMPLES = 1000  # for metrics that are not a mean over questions
 
@@ -65,7 +66,8 @@ class Score:
     @property
     def outcome(self) -> Literal["better", "worse", "same"]:
         """What the difference says beyond chance; "same" where it says nothing."""
-        if self.error is None or abs(self.difference) <= CERTAIN * self.error:
+        few = self.questions < FEWEST
+        if few or self.error is None or abs(self.difference) <= CERTAIN * self.error:
             return "same"
         return "better" if (self.difference > 0) == self.higher_is_better else "worse"
 
@@ -271,7 +273,7 @@ def _error(
         differences: list[float] = list(map(sub, tuned, base))
         return stdev(differences) / math.sqrt(len(differences))
     errors = [result.get(key.replace(",", "_stderr,")) for result in results]
-    known = [float(error) for error in errors if isinstance(error, float)]
+    known = [float(error) for error in errors if isinstance(error, float) and math.isfinite(error)]
     return math.hypot(*known) if len(known) == len(results) else None
 
 
