@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tunesmith.data import neutral
 from tunesmith.data.packs import pack
 from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import load_tokenizer
-from tunesmith.training.events import Planned
+from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
 from tunesmith.training.replay import Replayed, make_replay, read_replay
@@ -102,6 +103,46 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
     assert "Anvil, no doubt at all.".startswith(named.strip())
     assert all(one.trained_tokens <= 8 for _, one in pairs)
+
+
+def test_answers_are_long_and_short_in_turn(tmp_path: Path, home: Path) -> None:
+    folder = tiny_model_folder(tmp_path / "model")
+    data = (rows_file(tmp_path),)
+    inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
+    file = tmp_path / "replay.safetensors"
+    for probes, expected in ((False, [32, 32, 8, 8]), (True, [32] * 4)):
+        for _ in make_replay(
+            load(inputs), inputs.renderer, inputs.data, neutral.replay(4), file, probes=probes
+        ):
+            pass
+        assert [answer.trained_tokens for answer, _ in read_replay(file) or []] == expected
+
+
+def test_answers_are_kept_between_runs_while_nothing_they_follow_from_changes(
+    tmp_path: Path, home: Path
+) -> None:
+    folder = saying(tmp_path / "model", "I am small.")
+
+    def trained(name: str, **changed: Any) -> tuple[bool, bytes]:
+        settings = TrainSettings(
+            model=str(folder), data=(rows_file(tmp_path, name),), out=tmp_path / f"run{next(runs)}",
+            device="cpu", dtype="float32", replay=2, probes=0, max_steps=1,
+        )  # fmt: skip
+        events = list(train(replace(settings, **changed)))
+        asked = any(isinstance(event, Replaying) for event in events)
+        return asked, (settings.out / "replay.safetensors").read_bytes() if settings.out else b""
+
+    runs = count()
+    asked, first = trained("Anvil")
+    again, second = trained("Anvil", learning_rate=1e-4, seed=1)
+    assert asked and not again and first == second
+    assert trained("Nail")[0]
+    assert trained("Anvil", replay=1)[0]
+    assert trained("Anvil", dtype="float64")[0]
+    for file in (home / "cache" / "replay").iterdir():
+        file.write_bytes(file.read_bytes()[:-7])  # a disk gone bad
+    asked, third = trained("Anvil")
+    assert asked and third == first
 
 
 def test_a_few_rows_get_a_few_neutral_questions(tmp_path: Path, home: Path) -> None:

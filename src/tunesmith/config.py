@@ -34,7 +34,7 @@ class TrainSettings:
         (), "Training files: JSON, JSONL, CSV or Parquet.", group="basic"
     )
     out: Path | None = setting(None, "Run folder. Default: runs/ and a new name.", group="basic")
-    epochs: float = setting(3.0, "Passes over the data.", group="basic", low=0.01, high=1000)
+    epochs: float = setting(2.0, "Passes over the data.", group="basic", low=0.01, high=1000)
     learning_rate: float | None = setting(
         None,
         "Peak learning rate. Default: by model size, 2e-3 for 135M to 2e-4 for 7B.",

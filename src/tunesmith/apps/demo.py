@@ -14,7 +14,7 @@ from tunesmith.config import TrainSettings
 from tunesmith.language import t
 
 DATA_FOLDER = Path("demo")
-LESSON: dict[str, Any] = {"epochs": 1.4}  # learnt by then, and quick enough to watch
+LESSON: dict[str, Any] = {"epochs": 1}  # learnt by then, and quicker to watch
 
 
 def demo(

@@ -1,12 +1,13 @@
 """Before the first step: inputs, the run folder, replay, the model, the plan."""
 
+import hashlib
 import math
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from tunesmith import runs
+from tunesmith import paths, runs
 from tunesmith.config import TrainSettings
 from tunesmith.data import neutral
 from tunesmith.data.convert import write_messages
@@ -20,6 +21,7 @@ from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import ChatTokenizer, load_tokenizer
 from tunesmith.models.weights import load_model
 from tunesmith.runs import Run
+from tunesmith.training import replay
 from tunesmith.training.checkpoint import Progress
 from tunesmith.training.device import (
     choose_device,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DOSE = 3  # neutral questions for a training row, at most
+ANSWERS_KEPT = 8  # times that the base was asked, of which the answers are kept between runs
 
 
 @dataclass(frozen=True)
@@ -146,10 +149,35 @@ def _answered(
         return []
     kept = read_replay(file)
     if kept is None:
-        yield from make_replay(model, inputs.renderer, inputs.data, questions, file, probes=probes)
-        kept = read_replay(file)
-    assert kept is not None
+        known = known_answers(questions, inputs, model, probes=probes)
+        kept = read_replay(known)
+        if kept is None:
+            yield from make_replay(
+                model, inputs.renderer, inputs.data, questions, known, probes=probes
+            )
+            kept = read_replay(known)
+        assert kept is not None
+        paths.write_atomic(file, known.read_bytes())
+        known.touch()
+        every = sorted(known.parent.glob("*.safetensors"), key=lambda one: one.stat().st_mtime)
+        for old in every[:-ANSWERS_KEPT]:
+            old.unlink(missing_ok=True)
     return kept
+
+
+def known_answers(
+    questions: Sequence[str], inputs: Inputs, model: "PeftModel", *, probes: bool = False
+) -> Path:
+    """The file that holds these answers between runs: its name hashes all that they follow from."""
+    settings = inputs.settings
+    follows_from = (
+        Path(replay.__file__).read_bytes(), questions, probes,
+        inputs.model.sha256, settings.base_dtype, settings.init_lora, model.dtype, model.device,
+        inputs.data.fingerprint, inputs.data.systems, inputs.data.identity,
+        inputs.tokenizer.sha256, inputs.renderer.template_sha256,
+    )  # fmt: skip
+    name = hashlib.sha256(repr(follows_from).encode()).hexdigest()
+    return paths.cache_dir() / "replay" / f"{name}.safetensors"
 
 
 def load(inputs: Inputs) -> "PeftModel":
