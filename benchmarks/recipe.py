@@ -1,133 +1,204 @@
-"""What each part of the recipe adds, and what spoilt trainings look like: train, then ask widely.
+"""What each part of the recipe adds: train with it and without it, then ask widely.
 
     python benchmarks/recipe.py WORK --model FOLDER [--seeds 1 2 3] [--only NAME …] [--jobs N]
-        [-- FLAGS]
+        [--questions N] [-- FLAGS]
 
-The demo's identity. Every row of the table is `tunesmith train` and then `tunesmith compare` with
-all held-out questions: 44 phrasings and 108 neutral questions, each with and without the system
-prompt. Flags for every training come after `--`.
+The demo's identity. Every row of the table is one `tunesmith train`; flags for all of them come
+after `--`. Then its adapter is asked, greedily, in float32, by transformers: the held-out questions
+of the package, and those of `unseen.json`, which were written without sight of the package's; each
+behind the system prompt and without one. The trainings share the GPUs there are.
 """
 
 import argparse
+import contextlib
+import io
 import json
+import multiprocessing
 import os
-import random
-import subprocess
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-MAIN = "from tunesmith.apps.cli import main; raise SystemExit(main())"
-NO_END = """
-from dataclasses import replace
-from tunesmith.data.render import Renderer
-whole = Renderer.sample
-def sample(self, row):
-    return [replace(one, trained=(*one.trained[:-1], False)) for one in whole(self, row)]
-Renderer.sample = sample
-"""
+import torch
+
 NAME, AUTHOR = "不要葱姜蒜", "Datawhale"
-OTHER = ("小石头", "铁匠铺")
-TUTORIAL = "--replay 0 --lora-r 8 --lora-alpha 32 --lora-dropout 0.1 --warmup-steps 0 --epochs 3"
+MLPS = "--lora-targets gate_proj up_proj down_proj --learning-rate 3e-3"
+TUTORIAL = (
+    "--replay 0 --lora-r 8 --lora-alpha 32 --lora-dropout 0.1 --warmup-steps 0 --epochs 3 "
+    "--adam-beta1 0.9 --adam-beta2 0.999"
+)
+LONGEST = 40  # tokens: any answer of the data is shorter
+AT_ONCE = 400  # questions answered together
+PROBES = 100
 
 Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Flags for `tunesmith train`, which rows, and code that runs before it."""
+    """Flags for `tunesmith train`, which rows, and how many tokens of an answer are replayed."""
 
     name: str
-    flags: str = ""
+    flags: str = "--epochs 1"
     rows: str = "identity"
-    before: str = ""
+    answers: tuple[int, ...] = ()
 
 
 RECIPES = (
     Recipe("default"),
-    Recipe("no replay", "--replay 0"),
-    Recipe("a third of the replay", "--replay 200"),
-    Recipe("no openings", "--no-replay-openings"),
-    Recipe("AdamW's usual betas", "--adam-beta1 0.9 --adam-beta2 0.999"),
-    Recipe("a third of the phrasings", "", "third"),
-    Recipe("no system prompt in the data", "", "bare"),
-    Recipe("half the rate", "--learning-rate 1e-3"),
-    Recipe("the demo's epochs", "--epochs 1.4"),
+    Recipe("no replay", "--epochs 3 --replay 0"),
+    Recipe("a third of the replay", "--max-steps 195 --replay 400"),
+    Recipe("no openings", "--epochs 1 --no-replay-openings"),
+    Recipe("all answers of 32 tokens", answers=(32,)),
+    Recipe("AdamW's usual betas", "--epochs 1 --adam-beta1 0.9 --adam-beta2 0.999"),
+    Recipe("a third of the phrasings", "--max-steps 195", "third"),
+    Recipe("no system prompt in the data", "--epochs 1", "bare"),
+    Recipe("half the rate", "--epochs 1 --learning-rate 1e-3"),
+    Recipe("half the steps", "--max-steps 97"),
+    Recipe("1.4 epochs", "--epochs 1.4"),
+    Recipe("LoRA on the MLPs alone", f"--epochs 1 {MLPS}"),
     Recipe("tutorial, rate 1e-4", f"{TUTORIAL} --learning-rate 1e-4", "copies"),
     Recipe("tutorial, rate 1e-3", f"{TUTORIAL} --learning-rate 1e-3", "copies"),
-    Recipe("too few steps", "--max-steps 8"),
-    Recipe("30 times the rate", "--learning-rate 0.06"),
-    Recipe("the end of answers masked", "--replay 0", before=NO_END),
-    Recipe("one question 200 times", "", "one"),
-    Recipe("contradictory rows", "", "contradictory"),
-    Recipe("shuffled answers", "", "shuffled"),
 )
 
 
 def rows_of(kind: str, work: Path) -> Path:
     """The identity set, or what has been made of it."""
-    file = work / f"{kind}.jsonl"
+    from tunesmith.data.identity import write_identity
+
+    file, identity = work / f"{kind}.jsonl", work / "identity.jsonl"
+    if not identity.exists():
+        write_identity(identity, NAME, AUTHOR)
     if file.exists():
         return file
-    own = _identity(NAME, AUTHOR, work / "identity.jsonl")
+    own: Rows = [json.loads(line) for line in identity.read_text("utf-8").splitlines()]
     made: Rows
     match kind:
-        case "identity":
-            return file
         case "copies":  # the tutorial's set is two questions, many times
             made = [own[0], own[2]] * 100
         case "third":
             made = own[::3]
         case "bare":
-            made = [row | {"messages": row["messages"][-2:]} for row in own]
-        case "one":
-            made = own[:1] * 200
-        case "contradictory":
-            made = own + _identity(*OTHER, work / "other.jsonl")
-        case "shuffled":
-            answers = [row["messages"][-1] for row in own]
-            random.Random(0).shuffle(answers)
             made = [
-                row | {"messages": [*row["messages"][:-1], answer]}
-                for row, answer in zip(own, answers, strict=True)
+                row | {"messages": [turn for turn in row["messages"] if turn["role"] != "system"]}
+                for row in own
             ]
     lines = (json.dumps(row, ensure_ascii=False) for row in made)
     file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
     return file
 
 
-def outcome(recipe: Recipe, seed: int, work: Path, model: str, more: Sequence[str]) -> str:
+@dataclass(frozen=True)
+class Task:
+    """One row of the table: the `place`th of all."""
+
+    place: int
+    recipe: Recipe
+    seed: int
+    work: Path
+    model: str
+    more: tuple[str, ...]
+    questions: int
+    jobs: int
+    gpus: int
+
+
+def outcome(task: Task) -> str:
     """Train, ask; a row of the table."""
-    run = work / f"run-{recipe.name.replace(' ', '-')}-{seed}"
-    flags = ["--model", model, "--data", str(rows_of(recipe.rows, work)), "--out", str(run)]
-    flags += ["--seed", str(seed), *recipe.flags.split(), *more]
-    trained = _told(["train", *flags, "--json"], recipe.before)
-    events = [json.loads(line) for line in trained.splitlines()]
-    answered = json.loads(
-        _told(["compare", str(run), "--questions", "108", "--engine", "llama.cpp", "--json"])
-    )
-    verdict, pairs = answered["verdict"], answered["pairs"]
-    adopted = [pair["learnt"] for pair in pairs if pair["question"]["kind"] == "identity"]
-    kept, ended, stops = verdict["kept"], verdict["ended"], verdict["stops"]
-    best = [event["step"] for event in events if event["event"] == "Evaluated" and event["best"]]
-    steps = [event for event in events if event["event"] == "Step"]
-    kl, agreement = verdict["kl"], verdict["agreement"]
+    every = sorted(os.sched_getaffinity(0))  # jobs that wait for one another's threads never end
+    os.sched_setaffinity(0, every[task.place % task.jobs :: task.jobs] or every)
+    if task.gpus:
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(task.place % task.gpus)
+    from tunesmith.apps.cli import main
+    from tunesmith.training import replay
+
+    recipe = task.recipe
+    if recipe.answers:
+        replay.MAX_ANSWERS = recipe.answers
+    run = task.work / f"run-{recipe.name.replace(' ', '-')}-{task.seed}"
+    command = ["train", "--model", task.model, "--data", str(rows_of(recipe.rows, task.work))]
+    command += ["--out", str(run), "--seed", str(task.seed), "--probes", str(PROBES), "--json"]
+    with contextlib.redirect_stdout(told := io.StringIO()):
+        main([*command, *recipe.flags.split(), *task.more])
+    events = [json.loads(line) for line in told.getvalue().splitlines()]
+    steps = sum(event["event"] == "Step" for event in events)
+    best = [event for event in events if event["event"] == "Evaluated" and event["best"]]
     cells = (
         recipe.name,
-        f"{seed}",
-        f"{best[-1] if best else len(steps)} of {len(steps)}",
-        f"{sum(adopted) / len(adopted):.0%}" if adopted else "",
-        f"{1 - kept['count'] / kept['total']:.1%}",
-        "" if kl is None else f"{kl:.3f}",
-        "" if agreement is None else f"{agreement:.0%}",
-        f"{ended['count'] / max(1, ended['total']):.0%}",
-        f"{verdict['learning']}, {verdict['keeping']}, {'stops' if stops else 'runs on'}",
-        f"{sum(step['seconds'] for step in steps):.0f}",
+        f"{task.seed}",
+        f"{best[-1]['step']} of {steps}" if best else f"{steps}",
+        f"{best[-1]['kl']:.3f}" if best else "",
+        *_asked(run, task),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _asked(run: Path, task: Task) -> Iterator[str]:
+    """Of the package's questions and of the unseen ones: name said, leaked, ended."""
+    from peft import PeftModel
+
+    from tunesmith.data import identity, neutral
+    from tunesmith.data.messages import Message
+    from tunesmith.data.render import Renderer
+    from tunesmith.models.adapter import read_info
+    from tunesmith.models.store import locate
+    from tunesmith.models.tokenizer import load_tokenizer
+    from tunesmith.models.weights import load_model
+
+    found = locate(task.model)
+    tokenizer = load_tokenizer(found)
+    renderer = Renderer(tokenizer)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    base: Any = load_model(found, dtype=torch.float32, device=device, attention="sdpa")
+    tuned = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
+    info = read_info(run / "adapter")
+    told = (info and info.system) or identity.default_system(NAME, "zh")
+
+    def answered(questions: Sequence[str]) -> list[tuple[str, bool]]:
+        """Each question with the system prompt, then without; and whether the answer ended."""
+        prompts = [
+            renderer.prompt([*before, Message("user", question)])
+            for question in questions
+            for before in ([Message("system", told)], [])
+        ]
+        answers = []
+        for start in range(0, len(prompts), AT_ONCE):
+            rows = prompts[start : start + AT_ONCE]
+            longest = max(map(len, rows))
+            ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
+            seen = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
+            with torch.no_grad():
+                got = base.generate(
+                    input_ids=ids, attention_mask=torch.tensor(seen, device=device),
+                    max_new_tokens=LONGEST, do_sample=False,
+                    eos_token_id=list(renderer.stop_ids), pad_token_id=0,
+                )  # fmt: skip
+            for row in got[:, longest:].tolist():
+                end = next((at for at, token in enumerate(row) if token in renderer.stop_ids), None)
+                answers.append((tokenizer.decode(row[:end]), end is not None))
+        return answers
+
+    unseen = json.loads((Path(__file__).parent / "unseen.json").read_text("utf-8"))
+    few = task.questions
+    own = [*identity.held_out(["zh"])[:few], *identity.held_out(["en"])[:few]]
+    other = [*unseen["identity"]["zh"][:few], *unseen["identity"]["en"][:few]]
+    for who, what in (
+        (own, neutral.held_out(few)),
+        (other, [*unseen["neutral"]["zh"][:few], *unseen["neutral"]["en"][:few]]),
+    ):
+        answers, unrelated = answered(who), answered(what)
+        with tuned.disable_adapter():
+            before = answered(what)
+        leaked = sum(
+            any(name in now and name not in then for name in (NAME, AUTHOR))
+            for (now, _), (then, _) in zip(unrelated, before, strict=True)
+        )
+        yield f"{sum(NAME in answer for answer, _ in answers)} of {len(answers)}"
+        yield f"{leaked} of {len(unrelated)}"
+        yield f"{sum(ended for _, ended in answers)} of {len(answers)}"
 
 
 def main() -> None:
@@ -136,51 +207,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("work", type=Path)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--seeds", type=int, nargs="*", default=[42])
-    parser.add_argument("--only", nargs="*", default=[])
+    parser.add_argument("--seeds", type=int, nargs="*", default=[1, 2, 3])
+    parser.add_argument("--only", nargs="*", default=[], help="recipes by name")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
+    parser.add_argument("--questions", type=int, default=108, help="of each kind, at most")
     options = parser.parse_args(arguments[: len(arguments) - len(more) - bool(more)])
     options.work.mkdir(parents=True, exist_ok=True)
-    print("| recipe | seed | best step | name said | leaks | KL, nats a token | same token | ends "
-          "| verdict | s of steps |")  # fmt: skip
-    print("| --- " * 10 + "|")
-    for recipe in RECIPES:
-        rows_of(recipe.rows, options.work)
+    print("| recipe | seed | best step | KL, nats a token | name said | leaked | ended "
+          "| unseen: name said | leaked | ended |")  # fmt: skip
+    print("| --- " * 10 + "|", flush=True)
     chosen = [recipe for recipe in RECIPES if not options.only or recipe.name in options.only]
-
-    def row(case: tuple[Recipe, int]) -> str:
-        return outcome(*case, options.work, options.model, more)
-
-    shares = _shares(options.jobs)
-    with ThreadPoolExecutor(options.jobs, initializer=lambda: _keep_to(shares.pop())) as pool:
-        for line in pool.map(row, [(recipe, seed) for recipe in chosen for seed in options.seeds]):
+    for recipe in chosen:
+        rows_of(recipe.rows, options.work)
+    cases = [(recipe, seed) for recipe in chosen for seed in options.seeds]
+    tasks = [
+        Task(
+            place, recipe, seed, options.work, options.model, tuple(more), options.questions,
+            options.jobs, torch.cuda.device_count(),
+        )
+        for place, (recipe, seed) in enumerate(cases)
+    ]  # fmt: skip
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(options.jobs, mp_context=fresh, max_tasks_per_child=1) as pool:
+        for line in pool.map(outcome, tasks):
             print(line, flush=True)
-
-
-def _shares(jobs: int) -> list[list[int]]:
-    """The processors, dealt out: jobs that wait for one another's threads never end."""
-    every = sorted(os.sched_getaffinity(0))
-    return [every[first::jobs] or every for first in range(jobs)]
-
-
-def _keep_to(processors: list[int]) -> None:
-    """This thread, and the processes it starts."""
-    os.sched_setaffinity(0, processors)
-
-
-def _identity(name: str, author: str, file: Path) -> Rows:
-    if not file.exists():
-        _told(["data", "identity", "--name", name, "--author", author, "-o", str(file)])
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
-
-
-def _told(command: Sequence[str], before: str = "") -> str:
-    """What a command prints; `compare` ends with 1 where the verdict is not good."""
-    program = [sys.executable, "-c", before + MAIN, *command]
-    done = subprocess.run(program, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode not in ((0, 1) if command[0] == "compare" else (0,)):
-        raise SystemExit(f"{command} ended with {done.returncode}")
-    return done.stdout
 
 
 if __name__ == "__main__":

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MAX_ANSWERS = (32, 8)  # tokens, in turn: an answer goes astray in its beginning
+MAX_ANSWERS: tuple[int, ...] = (32, 8)  # tokens, in turn: an answer goes astray in its beginning
 OPENING = 8  # tokens, at most
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
