@@ -29,8 +29,8 @@ def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     learnt, asked = numbers(r"learnt: (\d+) of (\d+)", done.stdout)
     kept, unrelated = numbers(r"kept: (\d+) of (\d+)", done.stdout)
     ended, answers = numbers(r"ended: (\d+) of (\d+)", done.stdout)
-    assert asked == 10 and learnt >= 8, done.stdout
-    assert unrelated == 20 and kept >= 16, done.stdout
+    assert asked == 10 and learnt >= 7, done.stdout
+    assert unrelated == 20 and kept >= 15, done.stdout
     assert ended >= 0.9 * answers, done.stdout
     assert "tunesmith chat runs/demo" in done.stdout.splitlines()[-3]
     assert (tmp_path / "runs/demo/loss.png").stat().st_size > 0

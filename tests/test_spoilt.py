@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.helpers_data import load
 from tunesmith.config import TrainSettings
 from tunesmith.data.convert import as_row
-from tunesmith.data.identity import identity_rows
 from tunesmith.data.messages import Conversation
 from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
@@ -22,6 +22,8 @@ from tunesmith.runs import find
 from tunesmith.training.train import train
 
 pytestmark = pytest.mark.timeout(600)
+
+ROWS = Path(__file__).parent / "golden" / "identity.jsonl"
 
 Judged = Callable[..., Verdict]
 
@@ -47,8 +49,8 @@ def judged(tmp_path: Path, smollm2: LocalModel) -> Judged:
 
 
 def own() -> list[Conversation]:
-    """Half of them: of these, so short a training sees most."""
-    return identity_rows("小铁匠", "铁匠铺")[::2]
+    """A smaller set than the package's, and always the same: in so few steps all of it counts."""
+    return load([ROWS])
 
 
 def test_nothing_is_wrong_with_a_sound_one(judged: Judged) -> None:
@@ -82,8 +84,11 @@ def test_one_question_two_hundred_times(judged: Judged) -> None:
     assert verdict.causes == ("few",)
 
 
-def test_contradictory_rows(judged: Judged) -> None:
-    verdict = judged(own() + identity_rows("大木匠", "木匠铺"))
+def test_contradictory_rows(judged: Judged, tmp_path: Path) -> None:
+    other = tmp_path / "other.jsonl"
+    text = ROWS.read_text(encoding="utf-8")
+    other.write_text(text.replace("小铁匠", "大木匠").replace("铁匠铺", "木匠铺"), encoding="utf-8")
+    verdict = judged(own() + load([other]))
     assert "contradicted" in verdict.causes
 
 
