@@ -75,7 +75,7 @@ def test_it_is_the_divergence_of_whole_distributions(
 
 
 def test_a_training_tells_how_far_it_has_moved_and_so_does_a_resumed_one(
-    settings: TrainSettings, tmp_path: Path
+    settings: TrainSettings, tmp_path: Path, home: Path
 ) -> None:
     events = list(train(settings))
     assert [event.total for event in events if isinstance(event, Replaying)] == [6]

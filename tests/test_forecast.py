@@ -65,7 +65,9 @@ def test_replay_is_counted_as_often_as_it_will_be_there(settings: TrainSettings)
     assert planned.replay == pytest.approx(count, abs=5)
 
 
-def test_the_neutral_questions_of_the_training_are_asked(settings: TrainSettings) -> None:
+def test_the_neutral_questions_of_the_training_are_asked(
+    settings: TrainSettings, home: Path
+) -> None:
     *events, found = forecast(replace(settings, probes=4, holdout=0.3))
     assert isinstance(found, Forecast)
     assert [event.total for event in events if isinstance(event, Replaying)] == [4]
