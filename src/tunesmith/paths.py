@@ -26,7 +26,7 @@ def models_dir() -> Path:
 
 
 def cache_dir() -> Path:
-    """What can be made again: dequantised weights, converted tokenizers, LoRA GGUF files."""
+    """What can be made again: weights, tokenizers, samples, the base's neutral answers."""
     return home() / "cache"
 
 
