@@ -110,6 +110,7 @@ def outcome(task: Task) -> str:
     """Train, ask; a row of the table."""
     every = sorted(os.sched_getaffinity(0))  # jobs that wait for one another's threads never end
     os.sched_setaffinity(0, every[task.place % task.jobs :: task.jobs] or every)
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
     if task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(task.place % task.gpus)
     from tunesmith.apps.cli import main
