@@ -7,7 +7,6 @@ that are shuffled alike does not tell. Seen on held-out rows, whose pairs it can
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import cycle, islice
 
 from tunesmith.data.packs import Sample
 
@@ -25,16 +24,27 @@ class Pairings:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Pairings":
-        """Of the first rows; those whose answer all others give, too, tell nothing."""
-        halves = [_halves(sample) for sample in islice(samples, ROWS)]
+        """Of rows from all over: neighbours may be of one kind, and any answer then fits any of them.
+
+        Those whose answer all others give, too, tell nothing.
+        """
+        chosen = _spread(len(samples), min(ROWS, len(samples)))
+        halves = [_halves(samples[place]) for place in chosen]
         own: list[Sample] = []
         others: list[Sample] = []
         for asked, answer in halves:
             foreign = [prompt for prompt, other in halves if other != answer and prompt != asked]
             if foreign:
                 own.append(_joined(asked, answer))
-                others += [_joined(prompt, answer) for prompt in islice(cycle(foreign), OTHERS)]
+                others += [
+                    _joined(foreign[place], answer) for place in _spread(len(foreign), OTHERS)
+                ]
         return cls(tuple(own), tuple(others))
+
+
+def _spread(total: int, count: int) -> list[int]:
+    """So many places of `total`, evenly far apart; some more than once where there are fewer."""
+    return [number * total // count for number in range(count)]
 
 
 def _halves(sample: Sample) -> tuple[tuple[int, ...], tuple[int, ...]]:
