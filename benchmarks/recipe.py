@@ -39,27 +39,27 @@ Rows = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Recipe:
-    """Flags for `tunesmith train`, which rows, and how many tokens of an answer are replayed."""
+    """Flags for `tunesmith train`, and which rows."""
 
     name: str
-    flags: str = "--epochs 1"
+    flags: str = ""
     rows: str = "identity"
-    answers: tuple[int, ...] = ()
 
 
 RECIPES = (
     Recipe("default"),
-    Recipe("no replay", "--epochs 3 --replay 0"),
-    Recipe("a third of the replay", "--max-steps 195 --replay 400"),
-    Recipe("no openings", "--epochs 1 --no-replay-openings"),
-    Recipe("all answers of 32 tokens", answers=(32,)),
-    Recipe("AdamW's usual betas", "--epochs 1 --adam-beta1 0.9 --adam-beta2 0.999"),
-    Recipe("a third of the phrasings", "--max-steps 195", "third"),
-    Recipe("no system prompt in the data", "--epochs 1", "bare"),
-    Recipe("half the rate", "--epochs 1 --learning-rate 1e-3"),
-    Recipe("half the steps", "--max-steps 97"),
-    Recipe("1.4 epochs", "--epochs 1.4"),
-    Recipe("LoRA on the MLPs alone", f"--epochs 1 {MLPS}"),
+    Recipe("1 epoch", "--epochs 1"),
+    Recipe("3 epochs", "--epochs 3"),
+    Recipe("1,191 neutral questions", "--replay 1200"),
+    Recipe("800 neutral questions", "--replay 800"),
+    Recipe("a third of the neutral questions", "--max-steps 346 --replay 333"),
+    Recipe("no replay", "--epochs 6 --replay 0"),
+    Recipe("no openings", "--no-replay-openings"),
+    Recipe("AdamW's usual betas", "--adam-beta1 0.9 --adam-beta2 0.999"),
+    Recipe("a third of the phrasings", "--max-steps 346", "third"),
+    Recipe("no system prompt in the data", "", "bare"),
+    Recipe("half the rate", "--learning-rate 1e-3"),
+    Recipe("LoRA on the MLPs alone", MLPS),
     Recipe("tutorial, rate 1e-4", f"{TUTORIAL} --learning-rate 1e-4", "copies"),
     Recipe("tutorial, rate 1e-3", f"{TUTORIAL} --learning-rate 1e-3", "copies"),
 )
@@ -114,11 +114,8 @@ def outcome(task: Task) -> str:
     if task.gpus:
         os.environ["CUDA_VISIBLE_DEVICES"] = str(task.place % task.gpus)
     from tunesmith.apps.cli import main
-    from tunesmith.training import replay
 
     recipe = task.recipe
-    if recipe.answers:
-        replay.MAX_ANSWERS = recipe.answers
     run = task.work / f"run-{recipe.name.replace(' ', '-')}-{task.seed}"
     command = ["train", "--model", task.model, "--data", str(rows_of(recipe.rows, task.work))]
     command += ["--out", str(run), "--seed", str(task.seed), "--probes", str(PROBES), "--json"]

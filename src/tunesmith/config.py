@@ -65,7 +65,7 @@ class TrainSettings:
         high=1_000_000,
     )
     replay: int = setting(
-        1200,
+        1000,
         "Neutral questions, with the base model's own answers, mixed in so that it forgets less; "
         "at most three for each training row.",
         group="data",

@@ -24,7 +24,7 @@ class Pairings:
 
     @classmethod
     def of(cls, samples: Sequence[Sample]) -> "Pairings":
-        """Of rows from all over: neighbours may be of one kind, and any answer then fits any of them.
+        """Of rows from all over: neighbours may be of a kind, and any answer then fits any of them.
 
         Those whose answer all others give, too, tell nothing.
         """

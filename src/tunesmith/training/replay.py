@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MAX_ANSWERS: tuple[int, ...] = (32, 8)  # tokens, in turn: an answer goes astray in its beginning
+MAX_ANSWER = 32  # tokens; an answer goes astray in its beginning
 OPENING = 8  # tokens, at most
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
@@ -64,14 +64,13 @@ Begun = tuple[list[int], list[int]]
 @dataclass(frozen=True, eq=False)
 class _Asked:
     """A neutral question behind a system prompt of the data, and behind what that leaves when the
-    sentences with the names are taken out; an opening of another answer; and how much is answered.
+    sentences with the names are taken out; and an opening of another answer.
     """
 
     system: str | None
     told: list[int]
     untold: list[int]
     opening: list[int]
-    tokens: int
 
 
 def make_replay(
@@ -97,15 +96,13 @@ def make_replay(
         text = decode(_until(answer, renderer.stop_ids))
         return any(part in text for name in names for part in _most_of(name))
 
-    lengths = MAX_ANSWERS[:1] if probes else MAX_ANSWERS
-    asked = _asked(renderer, data, questions, names, lengths)
+    asked = _asked(renderer, data, questions, names)
     pairs: dict[_Asked, Replayed] = {}
-    alike = sorted(asked, key=lambda one: (one.tokens, one.system or "", len(one.told)))
+    alike = sorted(asked, key=lambda one: (one.system or "", len(one.told)))
     for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
-        longest = chosen[-1].tokens
         naming = [one for one in chosen if one.told != one.untold]
-        said = _said(model, [(one.told, one.opening) for one in naming], longest)
+        said = _said(model, [(one.told, one.opening) for one in naming], MAX_ANSWER)
         answers = {
             one: answer
             for one, (answer, _) in zip(naming, said, strict=True)
@@ -113,7 +110,7 @@ def make_replay(
         }
         told, rest = list(answers), [one for one in chosen if one not in answers]
         along: dict[_Asked, Said] = {}
-        for some, tokens in ((told, 1), (rest, longest)):
+        for some, tokens in ((told, 1), (rest, MAX_ANSWER)):
             said = _said(model, [(one.untold, one.opening) for one in some], tokens)
             for one, (answer, opening) in zip(some, said, strict=True):
                 answers.setdefault(one, answer)
@@ -121,7 +118,7 @@ def make_replay(
         for one in chosen:
             if says_it(answers[one]):
                 continue
-            ids = _until(answers[one][: one.tokens], renderer.stop_ids)
+            ids = _until(answers[one], renderer.stop_ids)
             soft = answers[one][: len(ids)]
             if probes:
                 other = _sample([*(one.told if one in told else one.untold), *ids], soft)
@@ -172,10 +169,9 @@ def _asked(
     data: Prepared,
     questions: Sequence[str],
     names: Sequence[str],
-    lengths: Sequence[int],
 ) -> list[_Asked]:
     """Questions alternate between languages, so each pair meets the next system prompt; once all
-    have been met come the next kind of opening and the next length of an answer."""
+    have been met comes the next kind of opening."""
     places = Random(0).choices(range(len(data.train)), k=len(questions))
     asked = []
     for index, (question, place) in enumerate(zip(questions, places, strict=True)):
@@ -187,7 +183,6 @@ def _asked(
                 _prompt(renderer, question, system),
                 _prompt(renderer, question, _without(system, names)),
                 _opening(data.train[place], renderer.tokenizer.decode, names, turns),
-                lengths[turns % len(lengths)],
             )
         )
     return asked

@@ -171,7 +171,7 @@ def known_answers(
     """The file that holds these answers between runs: its name hashes all that they follow from."""
     settings = inputs.settings
     follows_from = (
-        Path(replay.__file__).read_bytes(), replay.MAX_ANSWERS, questions, probes,
+        Path(replay.__file__).read_bytes(), questions, probes,
         inputs.model.sha256, settings.base_dtype, settings.init_lora, model.dtype, model.device,
         inputs.data.fingerprint, inputs.data.systems, inputs.data.identity,
         inputs.tokenizer.sha256, inputs.renderer.template_sha256,
