@@ -163,7 +163,7 @@ def test_the_adapter_goes_on_the_whole_base(settings: TrainSettings) -> None:
     held_out = inputs.data.held_out
     with torch.no_grad():
         loss = float(pack_loss(tuned, pack(held_out))) / sum(s.trained_tokens for s in held_out)
-    assert start - loss > 0.8 * (start - finished.loss) > 0.8
+    assert start - loss > 0.7 * (start - finished.loss) > 0.7
 
 
 @pytest.mark.parametrize("change", [

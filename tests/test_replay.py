@@ -19,7 +19,7 @@ from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.events import Planned, Replaying
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
-from tunesmith.training.replay import Replayed, make_replay, read_replay
+from tunesmith.training.replay import MAX_ANSWER, Replayed, make_replay, read_replay
 from tunesmith.training.setup import load, read_inputs
 from tunesmith.training.train import train
 
@@ -105,17 +105,18 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     assert all(one.trained_tokens <= 8 for _, one in pairs)
 
 
-def test_answers_are_long_and_short_in_turn(tmp_path: Path, home: Path) -> None:
+def test_an_answer_without_an_end_is_cut(tmp_path: Path, home: Path) -> None:
     folder = tiny_model_folder(tmp_path / "model")
     data = (rows_file(tmp_path),)
     inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
     file = tmp_path / "replay.safetensors"
-    for probes, expected in ((False, [32, 32, 8, 8]), (True, [32] * 4)):
+    for probes in (False, True):
         for _ in make_replay(
             load(inputs), inputs.renderer, inputs.data, neutral.replay(4), file, probes=probes
         ):
             pass
-        assert [answer.trained_tokens for answer, _ in read_replay(file) or []] == expected
+        answers = [answer for answer, _ in read_replay(file) or []]
+        assert [answer.trained_tokens for answer in answers] == [MAX_ANSWER] * 4
 
 
 def test_answers_are_kept_between_runs_while_nothing_they_follow_from_changes(
