@@ -124,7 +124,10 @@ def read_rows(options: argparse.Namespace) -> Rows:
     print(f"{len(kept)} of {len(rows)} rows are encoded alike")
     places = [(Sample((n,), (True,)),) for n in range(len(kept))]
     steps = tuple(
-        tuple(group[0].input_ids[0] for group in batch(places, step, options.samples, SEED))
+        tuple(
+            group[0].input_ids[0]
+            for group in batch(places, (len(places),), step, options.samples, SEED)
+        )
         for step in range(1, options.steps + 1)
     )
     kept_rows, samples = zip(*kept, strict=True)

@@ -59,7 +59,7 @@ def prepare(folder: Path) -> None:
     run(
         "data", "identity", "--name", "Anvil", "--author", "Smith", "-o", "data/me.jsonl", at=folder
     )
-    run("train", "--data", "data/me.jsonl", "--epochs", "1.3", "--out", "runs/anvil", at=folder)
+    run("train", "--data", "data/me.jsonl", "--out", "runs/anvil", at=folder)
 
 
 def run(*words: str, at: Path) -> None:

@@ -23,6 +23,10 @@ def kept(looks: Iterable[Look]) -> int:
     [
         pytest.param([(3.0, 0.0), (1.0, 0.3), (0.5, 0.2)], 2, id="the lowest loss"),
         pytest.param([(3.0, 0.0), (0.5, 0.3), (0.54, 0.1)], 2, id="nearly, and nearer the base"),
+        pytest.param([(3.0, 0.0), (0.5, 0.1), (0.54, 0.105)], 2, id="as good, and settled"),
+        pytest.param(
+            [(3.0, 0.0), (0.5, 0.1), (0.5, 0.105), (0.5, 0.114)], 2, id="not farther by and by"
+        ),
         pytest.param([(3.0, 0.0), (0.5, 0.1), (0.48, 0.3)], 1, id="hardly lower, much farther"),
         pytest.param([(3.0, 0.0), (0.5, 0.3), (0.56, 0.1)], 1, id="no longer nearly"),
         pytest.param([(3.0, 0.0), (0.6, 0.01), (0.5, 0.3)], 2, id="what is kept falls behind"),

@@ -55,6 +55,8 @@ def test_a_passed_run_is_said_to_have_learnt_and_kept(capsys: pytest.CaptureFixt
         (replace(GOOD, kl=0.3, agreement=0.9), "learnt, drifted, stops", "To keep more"),
         (replace(GOOD, kl=1.6, agreement=0.5), "learnt, damaged, stops", "To keep more"),
         (replace(GOOD, ended=Share(2, 20)), "learnt, kept, does not stop", "data preview"),
+        (replace(GOOD, ended=Share(2, 20), looping=9), "learnt, kept, does not stop", "preview"),
+        (replace(GOOD, ended=Share(2, 20), looping=10), "learnt, kept, does not stop", "circles"),
     ],
 )
 def test_a_run_that_fell_short_gets_advice(

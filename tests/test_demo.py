@@ -18,8 +18,9 @@ from tunesmith.models.store import LocalModel
 def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     assert smollm2.is_gguf
     shorter = (
-        "import sys; from tunesmith.apps import cli, demo; "
-        "demo.LESSON |= {'replay': 400, 'max_steps': 90}; sys.exit(cli.main(['demo']))"
+        "import sys; from functools import partial; from tunesmith.apps import cli, demo; "
+        "demo.TrainSettings = partial(demo.TrainSettings, replay=400, max_steps=90); "
+        "sys.exit(cli.main(['demo']))"
     )
     done = subprocess.run(
         [sys.executable, "-c", shorter],

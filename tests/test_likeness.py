@@ -2,7 +2,7 @@
 
 import pytest
 
-from tunesmith.evaluation.likeness import f1
+from tunesmith.evaluation.likeness import f1, repetition
 
 
 @pytest.mark.parametrize(
@@ -22,3 +22,18 @@ def test_it_counts_characters_and_words_that_both_have(
 ) -> None:
     assert f1(answer, reference) == pytest.approx(value)
     assert f1(reference, answer) == pytest.approx(value)
+
+
+@pytest.mark.parametrize(
+    ("answer", "value"),
+    [
+        ("The cat sat on the mat and slept.", 0.0),
+        ("a b c d a b c d", 1 / 5),
+        ("so so so so so so so", 3 / 4),
+        ("美丽的美丽的美丽的", 3 / 6),
+        ("too short", 0.0),
+        ("", 0.0),
+    ],
+)
+def test_an_answer_that_goes_in_circles_repeats_its_runs(answer: str, value: float) -> None:
+    assert repetition(answer) == pytest.approx(value)

@@ -22,7 +22,7 @@ NEUTRAL = Compared(
     Question("neutral", "1 + 1?", (Message("user", "1 + 1?"),)),
     Answer("2", True), Answer("2", True), None, True,
 )  # fmt: skip
-MOVED = Verdict(Share(1, 1), Share(1, 1), Share(0, 1), 1.0, kl=0.1, agreement=0.9)
+MOVED = Verdict(Share(1, 1), Share(1, 1), Share(0, 1), 1.0, looping=1, kl=0.1, agreement=0.9)
 ROWS = Verdict(Share(1, 2), Share(1, 1), Share(1, 1), 1.0, loss=0.5, likeness=(0.1, 0.25))
 UNSEEN = Verdict(Share(0, 0), Share(1, 1), Share(0, 0), 1.0)
 

@@ -91,14 +91,14 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     data = (rows_file(tmp_path, answer="It is Anvil, no doubt at all."),)
     inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
     file = tmp_path / "replay.safetensors"
-    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(6), file))
+    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(9), file))
     pairs = read_replay(file) or []
     openings = [
         tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
         for _, one in pairs
     ]
-    assert openings[::2] == openings[1::2]  # in both languages
-    whole, cut, named = openings[::2]
+    assert openings[::3] == openings[1::3] == openings[2::3]  # in both languages
+    whole, cut, named = openings[::3]
     assert "It is Anvil, no doubt at all.".startswith(whole)
     assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
     assert "Anvil, no doubt at all.".startswith(named.strip())

@@ -124,9 +124,21 @@ print(out[0, {len(ids)}:].tolist())
 
 def test_batches_walk_shuffled_epochs_without_gaps() -> None:
     groups = [(Sample((number,), (True,)),) for number in range(10)]
-    drawn = [group[0].input_ids for step in range(1, 6) for group in batch(groups, step, 4, 7)]
+    drawn = [
+        group[0].input_ids for step in range(1, 6) for group in batch(groups, (10,), step, 4, 7)
+    ]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == [(number,) for number in range(10)]
     assert drawn[:10] != drawn[10:]
+
+
+def test_each_step_has_its_share_of_what_is_mixed_in() -> None:
+    groups = [(Sample((number,), (True,)),) for number in range(400)]
+    steps = [
+        [group[0].input_ids[0] for group in batch(groups, (100, 300), step, 8, 7)]
+        for step in range(1, 51)
+    ]
+    assert sorted(number for numbers in steps for number in numbers) == list(range(400))
+    assert {sum(number < 100 for number in numbers) for numbers in steps} <= {1, 2, 3}
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])

@@ -147,4 +147,15 @@ def test_answers_are_held_against_those_of_the_rows(tmp_path: Path) -> None:
     ]
     found = verdict(pairs, run)
     assert found.likeness == pytest.approx(((0.8 + 0.8) / 3, (1 + 0 + 1) / 3))
-    assert found.ended == Share(1, 2)
+    assert (found.ended, found.looping) == (Share(1, 2), 0)
+
+
+def test_an_answer_that_does_not_end_may_go_in_circles(tmp_path: Path) -> None:
+    run = Run(tmp_path)
+    run.write_data({})
+    pairs = [
+        held_out_pair("It is so, so it is so, so it is so, so it is so, so it is.", ended=False),
+        held_out_pair("It is so, so it is so, so it is so, so it is so, so it is.", ended=True),
+        held_out_pair("One may say this, that, and very much besides", ended=False),
+    ]
+    assert verdict(pairs, run).looping == 1

@@ -34,7 +34,14 @@ class TrainSettings:
         (), "Training files: JSON, JSONL, CSV or Parquet.", group="basic"
     )
     out: Path | None = setting(None, "Run folder. Default: runs/ and a new name.", group="basic")
-    epochs: float = setting(2.0, "Passes over the data.", group="basic", low=0.01, high=1000)
+    epochs: float | None = setting(
+        None,
+        "Passes over the data and what is mixed in. Default: one; of few rows up to five, until "
+        "1,600 samples are seen.",
+        group="basic",
+        low=0.01,
+        high=1000,
+    )
     learning_rate: float | None = setting(
         None,
         "Peak learning rate. Default: by model size, 2e-3 for 135M to 2e-4 for 7B.",
@@ -65,7 +72,7 @@ class TrainSettings:
         high=1_000_000,
     )
     replay: int = setting(
-        1000,
+        900,
         "Neutral questions, with the base model's own answers, mixed in so that it forgets less; "
         "at most three for each training row.",
         group="data",

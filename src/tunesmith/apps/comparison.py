@@ -95,6 +95,12 @@ def counted(verdict: Verdict) -> Iterator[str]:
             count=ended.count,
             total=ended.total,
         )
+    if verdict.looping:
+        yield t(
+            "repeated: {count} of the {total} others say the same again and again",
+            count=verdict.looping,
+            total=ended.total - ended.count,
+        )
     if verdict.kl is not None and verdict.agreement is not None:
         yield t(
             "moved: {kl:.3f} nats a token from the base at neutral answers; "
@@ -194,5 +200,12 @@ def _advice(verdict: Verdict) -> Iterator[str]:
         yield t("What was taught leaks into other answers: more --replay, or fewer --epochs.")
     elif verdict.keeping != "kept":
         yield t("To keep more: a lower --learning-rate, fewer --epochs, or more --replay.")
-    if not verdict.stops and "endless" not in causes:
+    if verdict.stops or "endless" in causes:
+        return
+    if 2 * verdict.looping > verdict.ended.total - verdict.ended.count:
+        yield t(
+            "Its answers go in circles, as a small model's do where the likeliest token is always "
+            "said: `chat` says others too; or take a larger model, or more rows."
+        )
+    else:
         yield t("Its answers do not stop: look at the data with `tunesmith data preview`.")

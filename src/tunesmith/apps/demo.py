@@ -3,7 +3,7 @@
 import shlex
 from itertools import count
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -14,7 +14,6 @@ from tunesmith.config import TrainSettings
 from tunesmith.language import t
 
 DATA_FOLDER = Path("demo")
-LESSON: dict[str, Any] = {"epochs": 1}  # learnt by then, and quicker to watch
 
 
 def demo(
@@ -65,7 +64,7 @@ def demo(
             "The loss falls as it learns; the held-out loss is on questions it does not train on."
         ),
     )
-    watch(train(TrainSettings(model=model, data=(data,), out=run, **LESSON)))
+    watch(train(TrainSettings(model=model, data=(data,), out=run)))
     _explain(
         5,
         t("Before and after"),

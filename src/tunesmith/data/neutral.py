@@ -12,7 +12,8 @@ def replay(count: int | None = None, languages: Sequence[str] = ("zh", "en")) ->
     """The first `count` questions to mix into training; all of them by default.
 
     Languages and kinds (facts, sums, writing, small talk, questions that name a "who" or a
-    "you") take turns, so any beginning is a fair sample.
+    "you") take turns, so any beginning is a fair sample. Chinese has two turns for one of
+    English: where a small model knows little, it needs more to tell what is about itself.
     """
     return _balanced("replay", tuple(languages))[:count]
 
@@ -26,7 +27,11 @@ def held_out(count: int | None = None, languages: Sequence[str] = ("zh", "en")) 
 def _balanced(part: Literal["replay", "held_out"], languages: tuple[str, ...]) -> tuple[str, ...]:
     text = files("tunesmith.data").joinpath("texts", "neutral.toml").read_text(encoding="utf-8")
     kinds = tomllib.loads(text)[part]
-    return _in_turn([_in_turn(list(kinds[language].values())) for language in languages])
+    asked = {language: _in_turn(list(kinds[language].values())) for language in languages}
+    if part == "replay" and len(asked) > 1:
+        chinese = asked.pop("zh")
+        return _in_turn([chinese[::2], *asked.values(), chinese[1::2]])
+    return _in_turn(list(asked.values()))
 
 
 def _in_turn(lists: Sequence[Sequence[str]]) -> tuple[str, ...]:

@@ -18,7 +18,7 @@ from tunesmith.data.sources import read
 from tunesmith.engines.base import GREEDY
 from tunesmith.engines.choose import EngineName
 from tunesmith.errors import DataError, RunError
-from tunesmith.evaluation.likeness import f1
+from tunesmith.evaluation.likeness import f1, repetition
 from tunesmith.evaluation.verdict import Course, Share, Verdict
 from tunesmith.language import t
 from tunesmith.models.adapter import check_adapter, read_info
@@ -28,6 +28,7 @@ from tunesmith.runs import Run
 Kind = Literal["identity", "neutral", "held_out", "asked"]
 QUESTIONS = 10  # of each kind
 MAX_TOKENS = 40
+LOOPS = 0.5  # of its runs of four words an answer has said before, if it goes in circles
 LONGEST = 512  # tokens, where a held-out row tells how long a good answer is
 
 
@@ -62,6 +63,11 @@ class Answer:
 
     text: str
     ended: bool
+
+    @property
+    def loops(self) -> bool:
+        """Whether it says the same again and again, and does not find an end."""
+        return not self.ended and repetition(self.text) >= LOOPS
 
 
 @dataclass(frozen=True)
@@ -190,6 +196,7 @@ def verdict(pairs: Sequence[Compared], run: Run) -> Verdict:
         learnt=Share(sum(right.values()), len(right)),
         kept=Share(sum(bool(pair.kept) for pair in kept), len(kept)),
         ended=Share(sum(pair.tuned.ended for pair in own), len(own)),
+        looping=sum(pair.tuned.loops for pair in own),
         similarity=sum(alike) / len(alike) if alike else 1.0,
         likeness=_mean_likeness(pairs),
         **_kept_checkpoint(run),

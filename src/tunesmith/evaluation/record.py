@@ -85,6 +85,7 @@ def _verdict(item: dict[str, Any]) -> Verdict:
         kept=_share(item["kept"]),
         ended=_share(item["ended"]),
         similarity=float(item["similarity"]),
+        looping=int(item.get("looping", 0)),
         kl=None if kl is None else float(kl),
         agreement=None if agreement is None else float(agreement),
         loss=None if loss is None else float(loss),

@@ -70,6 +70,7 @@ class Verdict:
             ones answered more like their rows than the base does.
         kept: Unrelated answers free of what was taught.
         ended: Answers to identity and held-out questions that stopped by themselves.
+        looping: How many of them say the same again and again instead.
         similarity: How alike the unrelated answers of base and tuned are, 0 to 1.
         kl: KL(base ‖ tuned) at neutral answers, nats a token (see `Drift`); None where training
             did not look.
@@ -84,6 +85,7 @@ class Verdict:
     kept: Share
     ended: Share
     similarity: float
+    looping: int = 0
     kl: float | None = None
     agreement: float | None = None
     loss: float | None = None

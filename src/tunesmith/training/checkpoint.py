@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 KEPT = 2  # newest checkpoints kept besides the best one
-NEARLY = 0.1  # of the lowest held-out loss, or of what it has fallen: as good as the lowest
+NEARLY = 0.1  # of what the held-out loss has fallen, or of a KL: as good as the lowest
+AS_LOW = 0.05  # nats a token above the lowest held-out loss, at most: as good
 MANIFEST = "manifest.json"
 
 
@@ -35,8 +36,9 @@ class Progress:
     """How far training is, and how its steps are cut.
 
     The best step is the one that has learnt and kept: of those whose held-out loss is nearly the
-    lowest, the one nearest to the base. `best_loss` and `best_kl` are seen there. `stale` counts
-    evaluations since the lowest loss. A pass has at most `micro_batch_tokens`, and the
+    lowest, the last that is nearly as near to the base as any, since the steps at the end are the
+    smallest and settle most. `best_loss` is seen there, `best_kl` is the lowest of those. `stale`
+    counts evaluations since the lowest loss. A pass has at most `micro_batch_tokens`, and the
     first `recomputed_layers` compute their activations again in backward; of the next
     `recomputed_mlps` layers, the MLPs do.
     """
@@ -60,12 +62,13 @@ class Progress:
         stale = 0 if lowest != self.lowest_loss else self.stale + 1
         seen = replace(self, lowest_loss=lowest, stale=stale)
         fallen = lowest if self.first_loss is None else max(0.0, self.first_loss - lowest)
-        good = lowest + NEARLY * min(lowest, fallen)
+        good = lowest + min(NEARLY * fallen, AS_LOW)
         if self.best_loss is not None and self.best_loss <= good:
             if kl is None or self.best_kl is None:
                 better = loss < self.best_loss
             else:
-                better = loss <= good and kl < self.best_kl
+                better = loss <= good and kl <= self.best_kl * (1 + NEARLY)
+                kl = min(kl, self.best_kl)
             if not better:
                 return seen
         return replace(seen, best_step=self.step, best_loss=loss, best_kl=kl)

@@ -84,8 +84,8 @@ def make_replay(
 ) -> Iterator[Replaying]:
     """Ask the untrained model neutral questions and write its answers to `file`.
 
-    The questions alternate between languages, so each pair meets the next system prompt of the
-    data. Of each distribution the likeliest tokens are kept, and what is left for all others.
+    Every three questions, in both languages, meet the next system prompt of the data. Of each
+    distribution the likeliest tokens are kept, and what is left for all others.
 
     The pairs are `Replayed`, or with `probes` they are `Probed`.
     """
@@ -170,12 +170,12 @@ def _asked(
     questions: Sequence[str],
     names: Sequence[str],
 ) -> list[_Asked]:
-    """Questions alternate between languages, so each pair meets the next system prompt; once all
-    have been met comes the next kind of opening."""
+    """Languages take turns, so every three questions meet the next system prompt; once all have
+    been met comes the next kind of opening."""
     places = Random(0).choices(range(len(data.train)), k=len(questions))
     asked = []
     for index, (question, place) in enumerate(zip(questions, places, strict=True)):
-        turns, turn = divmod(index // 2, len(data.systems))
+        turns, turn = divmod(index // 3, len(data.systems))
         system = data.systems[turn]
         asked.append(
             _Asked(

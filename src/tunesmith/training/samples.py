@@ -198,7 +198,12 @@ class Groups(Sequence[Group]):
         self._together = together
 
     def __len__(self) -> int:
-        return len(self._alone) + len(self._together)
+        return sum(self.parts)
+
+    @property
+    def parts(self) -> tuple[int, int]:
+        """How many are alone, and how many groups are kept in memory."""
+        return len(self._alone), len(self._together)
 
     @overload
     def __getitem__(self, place: int) -> Group: ...

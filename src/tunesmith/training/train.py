@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -164,7 +165,7 @@ class Work:
     model: "PeftModel"
     head: Head | None
     optimizer: torch.optim.Optimizer
-    groups: Sequence[Group]
+    groups: Groups
     held_out: Sequence[Sample]
     steps: int
     peak_rate: float
@@ -204,7 +205,8 @@ class Work:
 
     def batch(self, step: int) -> list[Group]:
         """The groups of a step."""
-        return batch(self.groups, step, self.settings.batch_size, self.settings.seed)
+        settings = self.settings
+        return batch(self.groups, self.groups.parts, step, settings.batch_size, settings.seed)
 
     def packs(self, step: int, micro_batch_tokens: int) -> list[Pack]:
         """The passes of a step, which may have been made during the one before."""
@@ -323,12 +325,16 @@ class Work:
         return norm
 
 
-def batch(groups: Sequence[Group], step: int, size: int, seed: int) -> list[Group]:
-    """The groups of step `step` (from 1): the epochs' shuffled orders, one behind another."""
-    count = len(groups)
+def batch(
+    groups: Sequence[Group], parts: tuple[int, ...], step: int, size: int, seed: int
+) -> list[Group]:
+    """The groups of step `step` (from 1): the epochs' shuffled orders, one behind another.
+
+    The groups are of several kinds, so many of each in `parts`, one kind behind another.
+    """
     first = (step - 1) * size
-    places = (divmod(place, count) for place in range(first, first + size))
-    return [groups[int(_order(count, seed, epoch)[place])] for epoch, place in places]
+    places = (divmod(place, len(groups)) for place in range(first, first + size))
+    return [groups[int(_order(parts, seed, epoch)[place])] for epoch, place in places]
 
 
 def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
@@ -347,9 +353,21 @@ def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
 
 
 @lru_cache(maxsize=2)  # a step may lie in two epochs
-def _order(count: int, seed: int, epoch: int) -> torch.Tensor:
+def _order(parts: tuple[int, ...], seed: int, epoch: int) -> torch.Tensor:
+    """Each part shuffled, and all mixed evenly: a step has about its share of each.
+
+    Left to chance, steps without a neutral question would teach a name to everything.
+    """
     generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    return torch.randperm(count, generator=generator)
+    starts = (0, *accumulate(parts))
+    shuffled = [
+        start + torch.randperm(size, generator=generator)
+        for start, size in zip(starts, parts, strict=False)
+    ]
+    moments = [
+        (torch.arange(size) + torch.rand(size, generator=generator)) / size for size in parts
+    ]
+    return torch.cat(shuffled)[torch.cat(moments).argsort()]
 
 
 def _resume(
