@@ -237,6 +237,12 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return values
 
 
+def settings_to(settings: TrainSettings) -> dict[str, Any]:
+    """Settings as a TOML table that `read_recipe` takes; what is `None` is left out."""
+    plain = {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
+    return {name: value for name, value in plain.items() if value is not None}
+
+
 def _unknown_key(path: Path, key: str, known: list[str]) -> str:
     close = get_close_matches(key.replace("-", "_"), known, n=1)
     if close:
@@ -305,3 +311,11 @@ def _describe(hint: Any) -> str:
 
 def _without_none(hint: Any) -> Any:
     return next(arg for arg in get_args(hint) if arg is not NoneType)
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return value

@@ -22,7 +22,7 @@ import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from tempfile import mkdtemp
@@ -31,7 +31,7 @@ from typing import Any
 import tomli_w
 
 from tunesmith import paths
-from tunesmith.config import TrainSettings, flag, read_recipe
+from tunesmith.config import TrainSettings, flag, read_recipe, settings_to
 from tunesmith.errors import RunError, UsageError
 from tunesmith.language import t
 
@@ -357,12 +357,6 @@ def require_same(run: Run, settings: TrainSettings) -> None:
         )  # fmt: skip
 
 
-def settings_to(settings: TrainSettings) -> dict[str, Any]:
-    """Settings as a TOML table that `read_recipe` takes; what is `None` is left out."""
-    plain = {item.name: _plain(getattr(settings, item.name)) for item in fields(settings)}
-    return {name: value for name, value in plain.items() if value is not None}
-
-
 def read_json(file: Path) -> dict[str, Any]:
     """A JSON object from a file of a run.
 
@@ -403,11 +397,3 @@ def _new_path() -> Path:
     while (path := paths.runs_dir() / f"run-{number:03d}").exists():
         number += 1
     return path
-
-
-def _plain(value: object) -> object:
-    if isinstance(value, Path):
-        return str(value)
-    if isinstance(value, tuple):
-        return [_plain(item) for item in value]
-    return value

@@ -17,13 +17,13 @@ from tunesmith.apps.figures import duration, size
 from tunesmith.apps.inert import inert
 from tunesmith.apps.mask import trained_samples
 from tunesmith.apps.story import differences, shown
-from tunesmith.config import TrainSettings, flag
+from tunesmith.config import TrainSettings, flag, settings_to
 from tunesmith.errors import RunError
 from tunesmith.evaluation.compare import Compared
 from tunesmith.evaluation.tasks import recorded
 from tunesmith.evaluation.verdict import Share, Verdict
 from tunesmith.language import current_language, t
-from tunesmith.runs import Run, settings_to
+from tunesmith.runs import Run
 
 if TYPE_CHECKING:
     from jinja2 import Environment

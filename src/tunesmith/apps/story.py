@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from tunesmith.config import settings_to
 from tunesmith.errors import RunError
 from tunesmith.language import t
-from tunesmith.runs import Run, settings_to
+from tunesmith.runs import Run
 
 
 @dataclass(frozen=True)

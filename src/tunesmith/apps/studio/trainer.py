@@ -13,10 +13,10 @@ import tomli_w
 
 from tunesmith import paths
 from tunesmith.apps.studio.child import listen, spawn
-from tunesmith.config import TrainSettings
+from tunesmith.config import TrainSettings, settings_to
 from tunesmith.errors import RunError
 from tunesmith.language import t
-from tunesmith.runs import Run, settings_to
+from tunesmith.runs import Run
 
 
 def log_of(run: Path) -> Path:
