@@ -126,10 +126,10 @@ class TrainSettings:
     seed: int = setting(42, "Seed of order, initialisation and dropout.", group="optimizer", low=0)
 
     eval_every: int | None = setting(
-        None, "Evaluate every so many steps. Default: ten times a run.", group="run", low=1
+        None, "Evaluate every so many steps. Default: five times a run.", group="run", low=1
     )
     save_every: int | None = setting(
-        None, "Checkpoint every so many steps. Default: with each evaluation.", group="run", low=1
+        None, "Checkpoint every so many steps. Default: ten times a run.", group="run", low=1
     )
     patience: int | None = setting(
         None, "Stop after this many evaluations without a better held-out loss.", group="run", low=1
