@@ -19,7 +19,7 @@ def test_the_demo_teaches_a_name(tmp_path: Path, smollm2: LocalModel) -> None:
     assert smollm2.is_gguf
     shorter = (
         "import sys; from functools import partial; from tunesmith.apps import cli, demo; "
-        "demo.TrainSettings = partial(demo.TrainSettings, replay=400, max_steps=90); "
+        "demo.TrainSettings = partial(demo.TrainSettings, replay=300, max_steps=70); "
         "sys.exit(cli.main(['demo']))"
     )
     done = subprocess.run(
