@@ -38,7 +38,7 @@ from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.models.weights import load_model, weights_folder
 from tunesmith.training.lora import add_lora
-from tunesmith.training.train import batch
+from tunesmith.training.order import batch
 
 TUNESMITH = [sys.executable, "-c", "from tunesmith.apps.cli import main; raise SystemExit(main())"]
 COPIES = 100

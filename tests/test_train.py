@@ -34,7 +34,8 @@ from tunesmith.training.events import (
     Started,
     Step,
 )
-from tunesmith.training.train import batch, rate_factor, train
+from tunesmith.training.order import batch
+from tunesmith.training.train import rate_factor, train
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,6 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
-from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
@@ -52,6 +50,7 @@ from tunesmith.training.memory import (
     recompute_activations,
     telling_of_memory,
 )
+from tunesmith.training.order import batch
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import (
     Inputs,
@@ -326,18 +325,6 @@ class Work:
         return norm
 
 
-def batch(
-    groups: Sequence[Group], parts: tuple[int, ...], step: int, size: int, seed: int
-) -> list[Group]:
-    """The groups of step `step` (from 1): the epochs' shuffled orders, one behind another.
-
-    The groups are of several kinds, so many of each in `parts`, one kind behind another.
-    """
-    first = (step - 1) * size
-    places = (divmod(place, len(groups)) for place in range(first, first + size))
-    return [groups[int(_order(parts, seed, epoch)[place])] for epoch, place in places]
-
-
 def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
     """The learning rate of step `step` (from 1) as a share of its peak."""
     warmup = min(settings.warmup_steps, steps // 2)
@@ -351,24 +338,6 @@ def rate_factor(step: int, steps: int, settings: TrainSettings) -> float:
             return left
         case "cosine":
             return 0.5 * (1 - math.cos(math.pi * left))
-
-
-@lru_cache(maxsize=2)  # a step may lie in two epochs
-def _order(parts: tuple[int, ...], seed: int, epoch: int) -> torch.Tensor:
-    """Each part shuffled, and all mixed evenly: a step has about its share of each.
-
-    Left to chance, steps without a neutral question would teach a name to everything.
-    """
-    generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
-    starts = (0, *accumulate(parts))
-    shuffled = [
-        start + torch.randperm(size, generator=generator)
-        for start, size in zip(starts, parts, strict=False)
-    ]
-    moments = [
-        (torch.arange(size) + torch.rand(size, generator=generator)) / size for size in parts
-    ]
-    return torch.cat(shuffled)[torch.cat(moments).argsort()]
 
 
 def _resume(
