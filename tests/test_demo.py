@@ -1,6 +1,6 @@
 """The demo with the real model: after it the model says its name, and hardly where it should not.
 
-It is half as long here, with a third of the neutral questions, so some answers are left to
+It is a third as long here, with a third of the neutral questions, so some answers are left to
 chance; what the whole of it comes to is measured by benchmarks/recipe.py.
 """
 
