@@ -6,6 +6,7 @@ transformers owns the model; we plug in at two documented seams: a named attenti
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,9 +16,10 @@ from torch import Tensor
 from tunesmith.data.packs import Pack, Sample, Segment, pack
 from tunesmith.errors import TrainingError
 from tunesmith.language import t
-from tunesmith.training.attention import SegmentAttention, scratch_size
+from tunesmith.training.attention import TileAttention, scratch_size
 from tunesmith.training.head import Head, Targets
 from tunesmith.training.kernels.attention import Lengths, segments_attention
+from tunesmith.training.tiles import Tile, Tiles
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -28,28 +30,25 @@ ROUND = 256  # tokens
 
 
 class PackAttention:
-    """The segments of a pack, and the masks its layers share; on a GPU their lengths."""
+    """The segments of a pack, and what its layers share; on a GPU their lengths."""
 
     def __init__(self, segments: Sequence[Segment], device: torch.device) -> None:
         self.segments = segments
         self.lengths = _lengths(segments, device) if device.type == "cuda" else None
-        self._masks: dict[tuple[int, int, int | None], Tensor] = {}
+        self._device = device
+        self._masks: dict[tuple[Tile, int | None], Tensor] = {}
         self._scratch = torch.empty(0)
 
-    def mask(self, q: Tensor, k: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
-        """What is added to scores: -inf where a query does not see a key; (queries, keys).
+    @cached_property
+    def tiles(self) -> Tiles:
+        """The segments by size."""
+        return Tiles(self.segments, self._device)
 
-        Aligned at the bottom right. A pack asks for one `dtype` only.
-        """
-        queries, keys = q.shape[2], k.shape[2]
-        shape = (queries, keys, window)
-        if shape not in self._masks:
-            places = torch.arange(keys, device=q.device)
-            distance = places[keys - queries :, None] - places
-            unseen = distance < 0 if window is None else (distance < 0) | (distance >= window)
-            mask = torch.zeros(queries, keys, dtype=dtype, device=q.device)
-            self._masks[shape] = mask.masked_fill_(unseen, float("-inf"))
-        return self._masks[shape]
+    def mask(self, tile: Tile, window: int | None, dtype: torch.dtype) -> Tensor:
+        """What is added to the scores of a tile (see `Tile.mask`). A pack asks for one `dtype`."""
+        if (tile, window) not in self._masks:
+            self._masks[tile, window] = tile.mask(window, dtype, self._device)
+        return self._masks[tile, window]
 
     def scratch(self, size: int) -> Tensor:
         """Memory on the CPU to work in, so many float32 or more; the same for all layers."""
@@ -82,30 +81,26 @@ def packed_attention(
         return segments_attention(query, key, value, lengths, scale, sliding_window), None
     by_products = plain and query.device.type == "cpu" and query.dtype == torch.bfloat16
     groups = 1 if by_products else query.shape[1] // key.shape[1]
-    sizes = [segment.stop - segment.start for segment in pack_attention.segments]
-    # Split once: a slice for each segment would fill a whole gradient with zeros each.
-    all_q, all_k, all_v = (torch.split(whole, sizes, 2) for whole in (query, key, value))
     outputs = []
-    for segment, q in zip(pack_attention.segments, all_q, strict=True):
-        k, v = (_along(segment.path, parts, groups) for parts in (all_k, all_v))
-        window = sliding_window if sliding_window and sliding_window < k.shape[2] else None
-        square = q.shape[2] == k.shape[2] and window is None
+    for tile, q, own_k, own_v in pack_attention.tiles.split(query, key, value):
+        k, v = (part.repeat_interleave(groups, 1) for part in (own_k, own_v))
+        window = sliding_window if sliding_window and sliding_window < tile.keys else None
         if by_products:
-            mask = pack_attention.mask(q, k, window, torch.float32)
+            mask = pack_attention.mask(tile, window, torch.float32)
             scratch = pack_attention.scratch(scratch_size(q, k))
-            output: Tensor = SegmentAttention.apply(q, k, v, mask, scale, scratch)  # type: ignore[no-untyped-call]
+            output: Tensor = TileAttention.apply(q, k, v, mask, scale, scratch)  # type: ignore[no-untyped-call]
         elif softcap is not None:
-            mask = pack_attention.mask(q, k, window, q.dtype)
+            mask = pack_attention.mask(tile, window, q.dtype)
             output = _capped_attention(q, k, v, mask, scale, softcap)
-        elif square:
+        elif tile.is_causal and window is None:
             output = F.scaled_dot_product_attention(
                 q, k, v, None, dropout, is_causal=True, scale=scale
             )
         else:
-            mask = pack_attention.mask(q, k, window, q.dtype)
+            mask = pack_attention.mask(tile, window, q.dtype)
             output = F.scaled_dot_product_attention(q, k, v, mask, dropout, scale=scale)
         outputs.append(output)
-    return torch.cat(outputs, 2).transpose(1, 2), None
+    return pack_attention.tiles.join(outputs), None
 
 
 def pack_loss(model: "PreTrainedModel", packed: Pack, head: Head | None = None) -> Tensor:
@@ -258,12 +253,6 @@ def _lengths(segments: Sequence[Segment], device: torch.device) -> Lengths:
 def _starts(sizes: Sequence[int], device: torch.device) -> Tensor:
     sums = torch.tensor([0, *sizes]).cumsum(0)
     return sums.to(device, torch.int32, non_blocking=True)
-
-
-def _along(path: Sequence[int], parts: Sequence[Tensor], groups: int) -> Tensor:
-    """The keys or values on a path, each repeated for its group of query heads."""
-    joined = parts[path[0]] if len(path) == 1 else torch.cat([parts[node] for node in path], 2)
-    return joined.repeat_interleave(groups, 1)
 
 
 def _capped_attention(
