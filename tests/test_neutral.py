@@ -61,8 +61,8 @@ def test_any_beginning_holds_two_in_chinese_for_one_in_english(count: int) -> No
 
 def test_the_first_questions_hold_every_kind() -> None:
     for language in LANGUAGES:
-        first = neutral.replay(9, (language,))
         heads = [kind[0] for kind in _kinds("replay", language)]
+        first = neutral.replay(len(heads), (language,))
         assert list(first) == heads
     assert len(neutral.held_out(10)) == 10
 

@@ -11,8 +11,8 @@ from typing import Literal
 def replay(count: int | None = None, languages: Sequence[str] = ("zh", "en")) -> tuple[str, ...]:
     """The first `count` questions to mix into training; all of them by default.
 
-    Languages and kinds (facts, sums, writing, small talk, questions that name a "who" or a
-    "you") take turns, so any beginning is a fair sample. Chinese has two turns for one of
+    Languages and kinds (facts, sums, writing, small talk, requests, questions that name a "who"
+    or a "you") take turns, so any beginning is a fair sample. Chinese has two turns for one of
     English: where a small model knows little, it needs more to tell what is about itself.
     """
     return _balanced("replay", tuple(languages))[:count]

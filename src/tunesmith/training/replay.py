@@ -102,7 +102,7 @@ def make_replay(
     for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
         naming = [one for one in chosen if one.told != one.untold]
-        said = _said(model, [(one.told, one.opening) for one in naming], MAX_ANSWER)
+        said = _said(model, [(one.told, []) for one in naming], MAX_ANSWER)
         answers = {
             one: answer
             for one, (answer, _) in zip(naming, said, strict=True)
@@ -195,8 +195,8 @@ def _said(model: "PeftModel", begun: Sequence[Begun], tokens: int) -> list[tuple
         return []
     with _reading(model) as reader:
         logits = reader.begin(begun)
-        along = [_likeliest(logits[:, place]) for place in range(logits.shape[1] - 1)]
-        reader.forget(len(along))
+        along = [_likeliest(logits[:, place]) for place in range(logits.shape[1])]
+        reader.forget(len(along) - 1)
         answers = along[:1]
         while len(answers) < tokens:
             logits = reader.read([[what[0][0]] for what in answers[-1]], keep=1)
@@ -235,11 +235,12 @@ class _Reader:
         self._seen = torch.empty(0)  # (rows, tokens): which of them count
 
     def begin(self, begun: Sequence[Begun]) -> torch.Tensor:
-        """Logits (rows, 1 + the longest opening, vocab_size) after prompts and along openings.
+        """Logits (rows, the longest opening or 1, vocab_size) after prompts and along openings.
 
-        What all prompts begin with is read once.
+        The last token of an opening is said and not read. What all prompts begin with is read once.
         """
-        prompts, openings = zip(*begun, strict=True)
+        prompts = [prompt for prompt, _ in begun]
+        openings = [opening[:-1] for _, opening in begun]
         shared = min(common_length(min(prompts), max(prompts)), min(map(len, prompts)) - 1)
         longest, further = max(map(len, prompts)), max(map(len, openings))
         if shared:
@@ -250,7 +251,7 @@ class _Reader:
             + prompt[shared:]
             + opening
             + [None] * (further - len(opening))
-            for prompt, opening in begun
+            for prompt, opening in zip(prompts, openings, strict=True)
         ]
         return self.read(rows, keep=further + 1)
 
@@ -276,7 +277,7 @@ class _Reader:
 
     def forget(self, count: int) -> None:
         """Look no more at the last `count` tokens."""
-        self._seen[:, -count:] = False
+        self._seen[:, self._seen.shape[1] - count :] = False
 
     def _repeat(self, count: int) -> None:
         """Go on with `count` copies of the one row read so far."""
