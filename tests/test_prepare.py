@@ -27,6 +27,7 @@ from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
 from tunesmith.data.sources import raw_rows
 from tunesmith.errors import DataError, ModelError, TrainingError, UsageError
+from tunesmith.language import LANGUAGES, language_of
 from tunesmith.models.tokenizer import ChatTokenizer, read_tokenizer
 from tunesmith.training import prepare as preparing
 from tunesmith.training.prepare import Prepared, prepare
@@ -80,6 +81,7 @@ class Plain:
     held_out: list[Sample]
     held_out_rows: list[Conversation]
     systems: tuple[str | None, ...]
+    systems_in: dict[str, tuple[str | None, ...]]
     cut: int
     dropped: int
 
@@ -101,10 +103,22 @@ def plainly(settings: TrainSettings, tokenizer: ChatTokenizer) -> Plain:
         train=[sample for sample in train if sample.trained_tokens],
         held_out=[sample for sample in shortened if sample.trained_tokens],
         held_out_rows=held_out,
-        systems=tuple(system for system, _ in Counter(row.system for row in kept).most_common()),
+        systems=systems(kept),
+        systems_in={
+            language: systems([row for row in kept if language_of(asked(row)) == language])
+            for language in LANGUAGES
+        },
         cut=sum(was and bool(one.trained_tokens) for was, one in zip(lost, train, strict=True)),
         dropped=sum(not sample.trained_tokens for sample in train),
     )
+
+
+def systems(rows: Sequence[Conversation]) -> tuple[str | None, ...]:
+    return tuple(system for system, _ in Counter(row.system for row in rows).most_common())
+
+
+def asked(row: Conversation) -> str:
+    return next(message.content for message in row.messages if message.role == "user")
 
 
 def _with_system(row: Conversation, system: str | None) -> Conversation:
@@ -118,6 +132,7 @@ def require_same(found: Prepared, expected: Plain) -> None:
     assert list(found.held_out) == expected.held_out
     assert list(map(as_row, found.held_out_rows)) == list(map(as_row, expected.held_out_rows))
     assert found.systems == expected.systems
+    assert found.systems_in == expected.systems_in
     assert (found.cut, found.dropped) == (expected.cut, expected.dropped)
     assert found.train.tokens == sum(len(sample.input_ids) for sample in expected.train)
     assert found.train.trained_tokens == sum(sample.trained_tokens for sample in expected.train)

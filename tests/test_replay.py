@@ -14,6 +14,7 @@ from tests.tiny_models import tiny_model_folder
 from tunesmith.config import TrainSettings
 from tunesmith.data import neutral
 from tunesmith.data.packs import Sample, pack
+from tunesmith.language import language_of
 from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.training.events import Planned, Replaying
@@ -91,14 +92,16 @@ def test_openings_with_a_name_are_whole_cut_or_the_name_alone(tmp_path: Path, ho
     data = (rows_file(tmp_path, answer="It is Anvil, no doubt at all."),)
     inputs = read_inputs(TrainSettings(model=str(folder), data=data, device="cpu", dtype="float32"))
     file = tmp_path / "replay.safetensors"
-    list(make_replay(load(inputs), inputs.renderer, inputs.data, neutral.replay(9), file))
+    questions = neutral.replay(27)
+    list(make_replay(load(inputs), inputs.renderer, inputs.data, questions, file))
     pairs = read_replay(file) or []
-    openings = [
-        tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
-        for _, one in pairs
-    ]
-    assert openings[::3] == openings[1::3] == openings[2::3]  # in both languages
-    whole, cut, named = openings[::3]
+    openings: dict[str, list[str]] = {"zh": [], "en": []}
+    for question, (_, one) in zip(questions, pairs, strict=True):
+        said = tokenizer.decode(list(one.input_ids[-one.trained_tokens :]), skip_special=False)
+        openings[language_of(question)].append(said)
+    assert openings["zh"][:9] == openings["en"]
+    assert openings["en"][::3] == openings["en"][1::3] == openings["en"][2::3]
+    whole, cut, named = openings["en"][::3]
     assert "It is Anvil, no doubt at all.".startswith(whole)
     assert whole.startswith(cut) and cut.startswith("It is") and "Anvil" not in cut
     assert "Anvil, no doubt at all.".startswith(named.strip())
@@ -154,6 +157,35 @@ def test_a_few_rows_get_a_few_neutral_questions(tmp_path: Path, home: Path) -> N
     )  # fmt: skip
     planned = next(event for event in train(settings) if isinstance(event, Planned))
     assert (planned.samples, planned.replay) == (4, 3)
+
+
+def test_a_question_stands_behind_what_rows_in_its_language_stand_behind(
+    tmp_path: Path, home: Path
+) -> None:
+    folder = saying(tmp_path / "model", "I am small.")
+    english = [("Who?", "Be kind."), ("Who are you?", "Be brief."), ("Hi!", None)]
+    rows = [
+        {"instruction": asked, "output": "Me", "system": system or ""}
+        for asked, system in [*english, ("你是谁？", "请友好。")]
+    ]
+    file = tmp_path / "rows.json"
+    file.write_text(json.dumps(rows, ensure_ascii=False), encoding="utf-8")
+    inputs = read_inputs(TrainSettings(model=str(folder), data=(file,), device="cpu"))
+    made, questions = tmp_path / "replay.safetensors", neutral.replay(30)
+    for _ in make_replay(load(inputs), inputs.renderer, inputs.data, questions, made):
+        pass
+    prompts = [
+        inputs.renderer.tokenizer.decode(list(answer.input_ids))
+        for answer, _ in read_replay(made) or []
+    ]
+    behind = {
+        (
+            language_of(question),
+            next((one for one in ("友好", "kind", "brief") if one in prompt), ""),
+        )
+        for question, prompt in zip(questions, prompts, strict=True)
+    }
+    assert behind == {("zh", "友好"), ("en", "kind"), ("en", "brief"), ("en", "")}
 
 
 def likeliest(sample: Sample) -> list[float]:

@@ -35,6 +35,11 @@ def current_language() -> str:
     return _current.get() or _environment_language()
 
 
+def language_of(text: str) -> str:
+    """In which of the languages a text is: zh if it has a Chinese character."""
+    return "zh" if any("\u4e00" <= letter <= "\u9fff" for letter in text) else "en"
+
+
 @cache
 def _environment_language() -> str:
     names = ("TUNESMITH_LANG", "LC_ALL", "LC_MESSAGES", "LANG")

@@ -55,13 +55,15 @@ class Prepared:
 
     `cut` samples lost the end of an answer to the length limit, `dropped` lost all of it. The rows
     trained on ask so many different `questions`; `contradicted` of them another answers otherwise.
-    In `endless` samples the end of the answer is not trained.
+    In `endless` samples the end of the answer is not trained. `systems_in` has the system prompts
+    of the rows that ask in zh, and in en.
     """
 
     train: SampleStore
     held_out: SampleStore
     held_out_rows: Sequence[Conversation]
     systems: tuple[str | None, ...]
+    systems_in: Mapping[str, tuple[str | None, ...]]
     identity: Identity | None
     languages: tuple[str, ...]
     files: dict[str, str]
@@ -145,6 +147,10 @@ def prepare(settings: TrainSettings, tokenizer: ChatTokenizer) -> Prepared:
         held_out=other.samples_of(held_out),
         held_out_rows=StoredRows(other, np.flatnonzero(held_out)),
         systems=_systems(table, trained),
+        systems_in={
+            "zh": _systems(table, trained & table.rows["chinese"]),
+            "en": _systems(table, trained & ~table.rows["chinese"]),
+        },
         identity=table.conversation(int(own[0])).identity if len(own) else None,
         languages=_languages(table.rows["chinese"][own]),
         files={str(file): sha256 for file, sha256 in hashes.items()},

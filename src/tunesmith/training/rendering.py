@@ -30,7 +30,7 @@ from tunesmith.data.packs import Sample
 from tunesmith.data.render import Renderer
 from tunesmith.data.sources import parsed
 from tunesmith.errors import TrainingError, TunesmithError
-from tunesmith.language import current_language, set_language, t
+from tunesmith.language import current_language, language_of, set_language, t
 from tunesmith.machine import cores
 from tunesmith.training.samples import ROWS, SAMPLES, TEXT, TOKENS, TRAINED, Columns
 
@@ -261,6 +261,5 @@ def _last_answer(row: Conversation) -> str:
 
 
 def _is_chinese(row: Conversation) -> bool:
-    """Whether the question has a Chinese character."""
     asked = next(message.content for message in row.messages if message.role == "user")
-    return any("\u4e00" <= letter <= "\u9fff" for letter in asked)
+    return language_of(asked) == "zh"

@@ -19,6 +19,7 @@ they are said too often.
 
 import re
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ from tunesmith import paths
 from tunesmith.data.messages import Message
 from tunesmith.data.packs import Distribution, Sample, common_length
 from tunesmith.data.render import Renderer
+from tunesmith.language import language_of
 from tunesmith.models.weights import cache_name
 from tunesmith.training.events import Replaying
 from tunesmith.training.forward import ATTENTION, arithmetic
@@ -84,8 +86,8 @@ def make_replay(
 ) -> Iterator[Replaying]:
     """Ask the untrained model neutral questions and write its answers to `file`.
 
-    Every three questions, in both languages, meet the next system prompt of the data. Of each
-    distribution the likeliest tokens are kept, and what is left for all others.
+    A question stands behind one of the data's system prompts, or none, as rows in its language do.
+    Of each distribution the likeliest tokens are kept, and what is left for all others.
 
     The pairs are `Replayed`, or with `probes` they are `Probed`.
     """
@@ -170,13 +172,17 @@ def _asked(
     questions: Sequence[str],
     names: Sequence[str],
 ) -> list[_Asked]:
-    """Languages take turns, so every three questions meet the next system prompt; once all have
-    been met comes the next kind of opening."""
+    """Every three questions in a language meet the next of its system prompts; once all have been
+    met comes the next kind of opening."""
     places = Random(0).choices(range(len(data.train)), k=len(questions))
+    met = Counter[str]()
     asked = []
-    for index, (question, place) in enumerate(zip(questions, places, strict=True)):
-        turns, turn = divmod(index // 3, len(data.systems))
-        system = data.systems[turn]
+    for question, place in zip(questions, places, strict=True):
+        language = language_of(question)
+        systems = data.systems_in[language] or data.systems
+        turns, turn = divmod(met[language] // 3, len(systems))
+        met[language] += 1
+        system = systems[turn]
         asked.append(
             _Asked(
                 system,

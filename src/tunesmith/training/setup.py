@@ -174,7 +174,7 @@ def known_answers(
     follows_from = (
         Path(replay.__file__).read_bytes(), questions, probes,
         inputs.model.sha256, settings.base_dtype, settings.init_lora, model.dtype, model.device,
-        inputs.data.fingerprint, inputs.data.systems, inputs.data.identity,
+        inputs.data.fingerprint, inputs.data.systems_in, inputs.data.identity,
         inputs.tokenizer.sha256, inputs.renderer.template_sha256,
     )  # fmt: skip
     name = hashlib.sha256(repr(follows_from).encode()).hexdigest()
