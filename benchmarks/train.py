@@ -38,7 +38,7 @@ from tunesmith.models.store import locate
 from tunesmith.models.tokenizer import load_tokenizer
 from tunesmith.models.weights import load_model, weights_folder
 from tunesmith.training.lora import add_lora
-from tunesmith.training.order import batch
+from tunesmith.training.order import Order
 
 TUNESMITH = [sys.executable, "-c", "from tunesmith.apps.cli import main; raise SystemExit(main())"]
 COPIES = 100
@@ -123,11 +123,9 @@ def read_rows(options: argparse.Namespace) -> Rows:
             kept.append((row, short))
     print(f"{len(kept)} of {len(rows)} rows are encoded alike")
     places = [(Sample((n,), (True,)),) for n in range(len(kept))]
+    order = Order(places, (len(places),), options.samples, SEED)
     steps = tuple(
-        tuple(
-            group[0].input_ids[0]
-            for group in batch(places, (len(places),), step, options.samples, SEED)
-        )
+        tuple(group[0].input_ids[0] for group in order.batch(step))
         for step in range(1, options.steps + 1)
     )
     kept_rows, samples = zip(*kept, strict=True)

@@ -34,7 +34,7 @@ from tunesmith.training.events import (
     Started,
     Step,
 )
-from tunesmith.training.order import batch
+from tunesmith.training.order import Order
 from tunesmith.training.train import rate_factor, train
 
 
@@ -125,21 +125,28 @@ print(out[0, {len(ids)}:].tolist())
 
 def test_batches_walk_shuffled_epochs_without_gaps() -> None:
     groups = [(Sample((number,), (True,)),) for number in range(10)]
-    drawn = [
-        group[0].input_ids for step in range(1, 6) for group in batch(groups, (10,), step, 4, 7)
-    ]
-    assert sorted(drawn[:10]) == sorted(drawn[10:]) == [(number,) for number in range(10)]
-    assert drawn[:10] != drawn[10:]
+    order = Order(groups, (10,), 4, 7)
+    drawn = [group[0].input_ids for step in range(1, 11) for group in order.batch(step)]
+    assert sorted(drawn) == sorted([(number,) for number in range(10)] * 4)
+    assert drawn[:20] != drawn[20:]
 
 
 def test_each_step_has_its_share_of_what_is_mixed_in() -> None:
     groups = [(Sample((number,), (True,)),) for number in range(400)]
-    steps = [
-        [group[0].input_ids[0] for group in batch(groups, (100, 300), step, 8, 7)]
-        for step in range(1, 51)
-    ]
+    order = Order(groups, (100, 300), 8, 7)
+    steps = [[group[0].input_ids[0] for group in order.batch(step)] for step in range(1, 51)]
     assert sorted(number for numbers in steps for number in numbers) == list(range(400))
     assert {sum(number < 100 for number in numbers) for numbers in steps} <= {1, 2, 3}
+
+
+def test_what_begins_alike_comes_into_the_same_steps() -> None:
+    groups = [(Sample((number % 4,) * 20 + (number,), (True,) * 21),) for number in range(400)]
+    order = Order(groups, (100, 300), 8, 7)
+    steps = [[group[0].input_ids for group in order.batch(step)] for step in range(1, 51)]
+    assert sorted(ids[-1] for step in steps for ids in step) == list(range(400))
+    assert sum(len({ids[0] for ids in step}) for step in steps) / 50 < 2.2  # by chance 3.6 of 4
+    assert {sum(ids[-1] < 100 for ids in step) for step in steps} <= {1, 2, 3}
+    assert [group[0].input_ids for group in order.batch(31)] == steps[30]
 
 
 @pytest.mark.parametrize("scheduler", ["cosine", "linear", "constant"])

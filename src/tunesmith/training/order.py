@@ -1,5 +1,6 @@
 """Which samples a step takes: it follows from the seed and the step alone."""
 
+from bisect import bisect
 from collections.abc import Sequence
 from functools import lru_cache
 from itertools import accumulate
@@ -8,21 +9,56 @@ import torch
 
 from tunesmith.data.packs import Group
 
+WINDOW = 5  # steps within which groups may change places
+BEGINNING = 16  # tokens; where system prompts differ, they do so sooner
 
-def batch(
-    groups: Sequence[Group], parts: tuple[int, ...], step: int, size: int, seed: int
-) -> list[Group]:
-    """The groups of step `step` (from 1): the epochs' shuffled orders, one behind another.
 
-    The groups are of several kinds, so many of each in `parts`, one kind behind another.
+class Order:
+    """The epochs' shuffled orders, one behind another, cut into steps of `size` groups.
+
+    The groups are of several kinds, so many of each in `parts`, one kind behind another. Within a
+    few steps those that begin alike, behind one system prompt, come together: a step reads only
+    once what they share.
     """
-    first = (step - 1) * size
-    places = (divmod(place, len(groups)) for place in range(first, first + size))
-    return [groups[int(_order(parts, seed, epoch)[place])] for epoch, place in places]
+
+    def __init__(
+        self, groups: Sequence[Group], parts: tuple[int, ...], size: int, seed: int
+    ) -> None:
+        self._groups = groups
+        self._parts = parts
+        self._size = size
+        self._seed = seed
+        self._window = -1
+        self._places: list[int] = []
+
+    def batch(self, step: int) -> list[Group]:
+        """The groups of step `step` (from 1)."""
+        window, within = divmod(step - 1, WINDOW)
+        if window != self._window:
+            self._window, self._places = window, self._gathered(window)
+        first = within * self._size
+        return [self._groups[place] for place in self._places[first : first + self._size]]
+
+    def _gathered(self, window: int) -> list[int]:
+        """The places of a window's groups: of each part alike ones together, all parts evenly."""
+        count, ends = WINDOW * self._size, [*accumulate(self._parts)]
+        kinds: dict[tuple[int, ...], int] = {}  # in the order in which they are met
+        drawn: list[list[tuple[int, int]]] = [[] for _ in self._parts]
+        for moment in range(window * count, (window + 1) * count):
+            epoch, spot = divmod(moment, len(self._groups))
+            place = int(_shuffled(self._parts, self._seed, epoch)[spot])
+            beginning = self._groups[place][0].input_ids[:BEGINNING]
+            kind = kinds.setdefault(beginning, len(kinds))
+            drawn[bisect(ends, place)].append((kind, place))
+        mixed: list[tuple[float, int]] = []
+        for some in drawn:
+            some.sort(key=lambda one: one[0])
+            mixed += [((rank + 0.5) / len(some), place) for rank, (_, place) in enumerate(some)]
+        return [place for _, place in sorted(mixed)]
 
 
-@lru_cache(maxsize=2)  # a step may lie in two epochs
-def _order(parts: tuple[int, ...], seed: int, epoch: int) -> torch.Tensor:
+@lru_cache(maxsize=2)  # a window may lie in two epochs
+def _shuffled(parts: tuple[int, ...], seed: int, epoch: int) -> torch.Tensor:
     """Each part shuffled, and all mixed evenly: a step has about its share of each.
 
     Left to chance, steps without a neutral question would teach a name to everything.

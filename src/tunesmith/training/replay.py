@@ -45,7 +45,8 @@ if TYPE_CHECKING:
     from peft import PeftModel
     from transformers import PreTrainedModel
 
-MAX_ANSWER = 32  # tokens; an answer goes astray in its beginning
+MAX_ANSWER = 24  # tokens that are trained; an answer goes astray in its beginning
+PROBED = 32  # tokens that a tuned model is compared with
 OPENING = 8  # tokens, at most
 LIKELIEST = 32  # tokens of a distribution that are kept one by one
 AT_ONCE = 100  # questions answered together
@@ -93,6 +94,7 @@ def make_replay(
     """
     names = (data.identity.name, data.identity.author) if data.identity is not None else ()
     decode = renderer.tokenizer.decode
+    longest = PROBED if probes else MAX_ANSWER
 
     def says_it(answer: Said) -> bool:
         text = decode(_until(answer, renderer.stop_ids))
@@ -104,7 +106,7 @@ def make_replay(
     for start in range(0, len(alike), AT_ONCE):
         chosen = alike[start : start + AT_ONCE]
         naming = [one for one in chosen if one.told != one.untold]
-        said = _said(model, [(one.told, []) for one in naming], MAX_ANSWER)
+        said = _said(model, [(one.told, []) for one in naming], longest)
         answers = {
             one: answer
             for one, (answer, _) in zip(naming, said, strict=True)
@@ -112,7 +114,7 @@ def make_replay(
         }
         told, rest = list(answers), [one for one in chosen if one not in answers]
         along: dict[_Asked, Said] = {}
-        for some, tokens in ((told, 1), (rest, MAX_ANSWER)):
+        for some, tokens in ((told, 1), (rest, longest)):
             said = _said(model, [(one.untold, one.opening) for one in some], tokens)
             for one, (answer, opening) in zip(some, said, strict=True):
                 answers.setdefault(one, answer)

@@ -9,6 +9,7 @@ import time
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -50,7 +51,7 @@ from tunesmith.training.memory import (
     recompute_activations,
     telling_of_memory,
 )
-from tunesmith.training.order import batch
+from tunesmith.training.order import Order
 from tunesmith.training.samples import Groups
 from tunesmith.training.setup import (
     Inputs,
@@ -205,8 +206,12 @@ class Work:
 
     def batch(self, step: int) -> list[Group]:
         """The groups of a step."""
+        return self._order.batch(step)
+
+    @cached_property
+    def _order(self) -> Order:
         settings = self.settings
-        return batch(self.groups, self.groups.parts, step, settings.batch_size, settings.seed)
+        return Order(self.groups, self.groups.parts, settings.batch_size, settings.seed)
 
     def packs(self, step: int, micro_batch_tokens: int) -> list[Pack]:
         """The passes of a step, which may have been made during the one before."""
