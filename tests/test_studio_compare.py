@@ -11,6 +11,8 @@ from tests.tiny_models import tiny_model_folder
 from tunesmith.apps.studio.parts import desk
 from tunesmith.config import TrainSettings
 from tunesmith.data.identity import write_identity
+from tunesmith.evaluation.record import recorded
+from tunesmith.runs import Run
 from tunesmith.training.train import train
 
 RUN = Path("runs/mine")
@@ -71,6 +73,10 @@ def test_many_questions_and_the_verdict_stay(language: str, run: Path) -> None:
     (table,) = answers(page)
     assert table.count("<tr>") == 1 + 2 * 20
     assert VERDICT[language] in page.warning[0].value
+    assert page.caption[-1].value.endswith(str(run / "report.html"))
+    kept = recorded(Run(run))
+    assert kept is not None and len(kept[0]) == 40
+    assert "Anvil" in (run / "report.html").read_text("utf-8")
     page.run()
     assert answers(page) == [table]
 
@@ -86,6 +92,7 @@ def test_questions_of_ones_own(run: Path) -> None:
     (table,) = answers(page)
     assert table.count("<tr>") == 3
     assert "One &lt;b&gt;bold&lt;/b&gt;?" in table
+    assert not (run / "compare.json").exists()  # that is for the run's own questions
 
 
 def test_an_adapter_of_another_base_is_refused_in_a_sentence(run: Path, place: Path) -> None:

@@ -170,9 +170,8 @@ def compare(
     """Print the answers side by side, then the verdict; 1 if it is not learnt and kept."""
     from tunesmith import runs
     from tunesmith.apps import comparison
-    from tunesmith.apps.report_command import write_report
+    from tunesmith.apps.report_command import keep_comparison
     from tunesmith.evaluation.compare import compare as answers
-    from tunesmith.evaluation.record import as_json
 
     require_range("--questions", questions, 1)
     found = runs.find(run)
@@ -181,8 +180,7 @@ def compare(
     code = comparison.show_json(results) if json else comparison.show(results)
     if ask is None:
         try:
-            found.write_comparison(as_json(seen))
-            path = write_report(found)
+            path = keep_comparison(found, seen)
         except RunError as error:  # the answers are told, and a shared run may not be writable
             print(t("no report: {reason}", reason=error), file=sys.stderr)
         else:

@@ -9,6 +9,10 @@ from tunesmith.errors import UsageError
 from tunesmith.language import t
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from tunesmith.evaluation.compare import Compared
+    from tunesmith.evaluation.verdict import Verdict
     from tunesmith.runs import Run
 
 
@@ -55,3 +59,15 @@ def write_report(run: "Run", out: Path | None = None) -> Path:
     path = out or run.report
     runs.write(path, page(run))
     return path
+
+
+def keep_comparison(run: "Run", results: "Iterable[Compared | Verdict]") -> Path:
+    """Keep a finished comparison in its run, and write the run's page; returns where that lies.
+
+    Raises:
+        RunError: One of the two cannot be written, or a file of the run is broken.
+    """
+    from tunesmith.evaluation.record import as_json
+
+    run.write_comparison(as_json(results))
+    return write_report(run)

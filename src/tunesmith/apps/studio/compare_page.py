@@ -12,6 +12,7 @@ import streamlit as st
 from tunesmith import runs
 from tunesmith.apps.comparison import MARKS, verdict_lines
 from tunesmith.apps.differences import marked
+from tunesmith.apps.report_command import keep_comparison
 from tunesmith.apps.studio.data_page import files
 from tunesmith.apps.studio.parts import desk, parties, sentences, trained_system
 from tunesmith.apps.studio.sampling_form import sampling_form
@@ -138,6 +139,8 @@ def _many(here: list[str]) -> None:
         done[name] = _ask(name, questions, area)
     if name in done:
         _show(done[name], area)
+    if begun and source == held:
+        area.caption(t("report: {path}", path=keep_comparison(run, done[name])))
 
 
 def _ask(name: str, questions: list[Question], area: Any) -> list[Compared | Verdict]:
