@@ -42,14 +42,13 @@ class Order:
     def _gathered(self, window: int) -> list[int]:
         """The places of a window's groups: of each part alike ones together, all parts evenly."""
         count, ends = WINDOW * self._size, [*accumulate(self._parts)]
-        kinds: dict[tuple[int, ...], int] = {}  # in the order in which they are met
+        met: dict[tuple[int, ...], int] = {}  # beginnings, numbered as they come
         drawn: list[list[tuple[int, int]]] = [[] for _ in self._parts]
         for moment in range(window * count, (window + 1) * count):
             epoch, spot = divmod(moment, len(self._groups))
             place = int(_shuffled(self._parts, self._seed, epoch)[spot])
             beginning = self._groups[place][0].input_ids[:BEGINNING]
-            kind = kinds.setdefault(beginning, len(kinds))
-            drawn[bisect(ends, place)].append((kind, place))
+            drawn[bisect(ends, place)].append((met.setdefault(beginning, len(met)), place))
         mixed: list[tuple[float, int]] = []
         for some in drawn:
             some.sort(key=lambda one: one[0])
