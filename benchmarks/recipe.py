@@ -4,9 +4,9 @@
         [--questions N] [-- FLAGS]
 
 The demo's identity. Every row of the table is one `tunesmith train`; flags for all of them come
-after `--`. Then its adapter is asked, greedily, in float32, by transformers: the held-out questions
-of the package, and those of `unseen.json`, which were written without sight of the package's; each
-behind the system prompt and without one. The trainings share the GPUs there are.
+after `--`. Then its adapter is merged and asked, greedily, in float32, by transformers: the
+held-out questions of the package, and those of `unseen.json`, which were written without sight of
+the package's; each behind the system prompt and without it. The trainings share the GPUs.
 """
 
 import argparse
@@ -31,7 +31,7 @@ TUTORIAL = (
     "--adam-beta1 0.9 --adam-beta2 0.999"
 )
 LONGEST = 40  # tokens: any answer of the data is shorter
-AT_ONCE = 400  # questions answered together
+AT_ONCE = {"cuda": 400, "cpu": 64}  # questions answered together
 PROBES = 100
 
 Rows = list[dict[str, Any]]
@@ -150,7 +150,6 @@ def _asked(run: Path, task: Task) -> Iterator[str]:
     renderer = Renderer(tokenizer)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     base: Any = load_model(found, dtype=torch.float32, device=device, attention="sdpa")
-    tuned = PeftModel.from_pretrained(base, str(run / "adapter")).eval()
     info = read_info(run / "adapter")
     told = (info and info.system) or identity.default_system(NAME, "zh")
 
@@ -161,37 +160,42 @@ def _asked(run: Path, task: Task) -> Iterator[str]:
             for question in questions
             for before in ([Message("system", told)], [])
         ]
-        answers = []
-        for start in range(0, len(prompts), AT_ONCE):
-            rows = prompts[start : start + AT_ONCE]
+        answers: dict[int, tuple[str, bool]] = {}
+        places = sorted(range(len(prompts)), key=lambda place: len(prompts[place]))
+        for start in range(0, len(places), AT_ONCE[device.type]):
+            some = places[start : start + AT_ONCE[device.type]]
+            rows = [prompts[place] for place in some]
             longest = max(map(len, rows))
             ids = torch.tensor([[0] * (longest - len(row)) + row for row in rows], device=device)
             seen = [[0] * (longest - len(row)) + [1] * len(row) for row in rows]
             with torch.no_grad():
-                got = base.generate(
+                got = model.generate(
                     input_ids=ids, attention_mask=torch.tensor(seen, device=device),
                     max_new_tokens=LONGEST, do_sample=False,
                     eos_token_id=list(renderer.stop_ids), pad_token_id=0,
                 )  # fmt: skip
-            for row in got[:, longest:].tolist():
+            for place, row in zip(some, got[:, longest:].tolist(), strict=True):
                 end = next((at for at, token in enumerate(row) if token in renderer.stop_ids), None)
-                answers.append((tokenizer.decode(row[:end]), end is not None))
-        return answers
+                answers[place] = tokenizer.decode(row[:end]), end is not None
+        return [answers[place] for place in range(len(prompts))]
 
     unseen = json.loads((Path(__file__).parent / "unseen.json").read_text("utf-8"))
     few = task.questions
-    own = [*identity.held_out(["zh"])[:few], *identity.held_out(["en"])[:few]]
-    other = [*unseen["identity"]["zh"][:few], *unseen["identity"]["en"][:few]]
-    for who, what in (
-        (own, neutral.held_out(few)),
-        (other, [*unseen["neutral"]["zh"][:few], *unseen["neutral"]["en"][:few]]),
-    ):
+    asked = (
+        ([*identity.held_out(["zh"])[:few], *identity.held_out(["en"])[:few]],
+         neutral.held_out(few)),
+        ([*unseen["identity"]["zh"][:few], *unseen["identity"]["en"][:few]],
+         [*unseen["neutral"]["zh"][:few], *unseen["neutral"]["en"][:few]]),
+    )  # fmt: skip
+    model = base
+    before = [answered(what) for _, what in asked]
+    tuned: Any = PeftModel.from_pretrained(base, str(run / "adapter"))
+    model = tuned.merge_and_unload()
+    for (who, what), then in zip(asked, before, strict=True):
         answers, unrelated = answered(who), answered(what)
-        with tuned.disable_adapter():
-            before = answered(what)
         leaked = sum(
-            any(name in now and name not in then for name in (NAME, AUTHOR))
-            for (now, _), (then, _) in zip(unrelated, before, strict=True)
+            any(name in now and name not in earlier for name in (NAME, AUTHOR))
+            for (now, _), (earlier, _) in zip(unrelated, then, strict=True)
         )
         yield f"{sum(NAME in answer for answer, _ in answers)} of {len(answers)}"
         yield f"{leaked} of {len(unrelated)}"
