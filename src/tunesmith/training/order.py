@@ -17,8 +17,8 @@ class Order:
     """The epochs' shuffled orders, one behind another, cut into steps of `size` groups.
 
     The groups are of several kinds, so many of each in `parts`, one kind behind another. Within a
-    few steps those that begin alike, behind one system prompt, come together: a step reads only
-    once what they share.
+    few steps of an epoch those that begin alike, behind one system prompt, come together: a step
+    reads only once what they share.
     """
 
     def __init__(
@@ -28,25 +28,28 @@ class Order:
         self._parts = parts
         self._size = size
         self._seed = seed
-        self._window = -1
+        self._at = (-1, -1)  # the epoch and the window of `_places`
         self._places: list[int] = []
 
     def batch(self, step: int) -> list[Group]:
         """The groups of step `step` (from 1)."""
-        window, within = divmod(step - 1, WINDOW)
-        if window != self._window:
-            self._window, self._places = window, self._gathered(window)
-        first = within * self._size
-        return [self._groups[place] for place in self._places[first : first + self._size]]
+        first = (step - 1) * self._size
+        spots = (divmod(at, len(self._groups)) for at in range(first, first + self._size))
+        return [self._groups[self._place(epoch, spot)] for epoch, spot in spots]
 
-    def _gathered(self, window: int) -> list[int]:
+    def _place(self, epoch: int, spot: int) -> int:
+        window, within = divmod(spot, WINDOW * self._size)
+        if (epoch, window) != self._at:
+            self._at, self._places = (epoch, window), self._gathered(epoch, window)
+        return self._places[within]
+
+    def _gathered(self, epoch: int, window: int) -> list[int]:
         """The places of a window's groups: of each part alike ones together, all parts evenly."""
         count, ends = WINDOW * self._size, [*accumulate(self._parts)]
+        shuffled = _shuffled(self._parts, self._seed, epoch)
         met: dict[tuple[int, ...], int] = {}  # beginnings, numbered as they come
         drawn: list[list[tuple[int, int]]] = [[] for _ in self._parts]
-        for moment in range(window * count, (window + 1) * count):
-            epoch, spot = divmod(moment, len(self._groups))
-            place = int(_shuffled(self._parts, self._seed, epoch)[spot])
+        for place in shuffled[window * count : (window + 1) * count].tolist():
             beginning = self._groups[place][0].input_ids[:BEGINNING]
             drawn[bisect(ends, place)].append((met.setdefault(beginning, len(met)), place))
         mixed: list[tuple[float, int]] = []
@@ -56,7 +59,7 @@ class Order:
         return [place for _, place in sorted(mixed)]
 
 
-@lru_cache(maxsize=2)  # a window may lie in two epochs
+@lru_cache(maxsize=2)  # a step may lie in two epochs
 def _shuffled(parts: tuple[int, ...], seed: int, epoch: int) -> torch.Tensor:
     """Each part shuffled, and all mixed evenly: a step has about its share of each.
 
