@@ -50,7 +50,6 @@ RECIPES = (
     Recipe("default"),
     Recipe("1 epoch", "--epochs 1"),
     Recipe("2 epochs", "--epochs 2"),
-    Recipe("1,191 neutral questions", "--max-steps 200 --replay 1191"),
     Recipe("a third of the neutral questions", "--max-steps 200 --replay 300"),
     Recipe("no replay", "--max-steps 200 --replay 0"),
     Recipe("no openings", "--no-replay-openings"),
