@@ -1,9 +1,11 @@
 """Replay holds a model to itself: nothing to learn before it moves, a pull back once it has."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -17,7 +19,7 @@ from tunesmith.data.packs import Sample, pack
 from tunesmith.language import language_of
 from tunesmith.models.store import LocalModel, locate
 from tunesmith.models.tokenizer import load_tokenizer
-from tunesmith.training.events import Planned, Replaying
+from tunesmith.training.events import Finished, Planned, Replaying
 from tunesmith.training.forward import pack_loss
 from tunesmith.training.lora import trainable
 from tunesmith.training.replay import MAX_ANSWER, PROBED, Replayed, make_replay, read_replay
@@ -147,6 +149,30 @@ def test_answers_are_kept_between_runs_while_nothing_they_follow_from_changes(
         file.write_bytes(file.read_bytes()[:-7])  # a disk gone bad
     asked, third = trained("Anvil")
     assert asked and third == first
+
+
+def test_answers_that_other_runs_remove_meanwhile_are_not_missed(
+    tmp_path: Path, home: Path
+) -> None:
+    folder, kept = saying(tmp_path / "model", "I am small."), home / "cache" / "replay"
+    over = Event()
+
+    def remove_all() -> None:
+        while not over.is_set():
+            for file in kept.glob("*.safetensors"):
+                file.unlink(missing_ok=True)
+
+    with ThreadPoolExecutor(1) as pool:
+        removing = pool.submit(remove_all)
+        for run in range(3):
+            settings = TrainSettings(
+                model=str(folder), data=(rows_file(tmp_path),), out=tmp_path / f"run{run}",
+                device="cpu", dtype="float32", replay=2, probes=0, max_steps=1,
+            )  # fmt: skip
+            *_, last = train(settings)
+            assert isinstance(last, Finished)
+        over.set()
+        removing.result()
 
 
 def test_a_few_rows_get_a_few_neutral_questions(tmp_path: Path, home: Path) -> None:

@@ -12,9 +12,8 @@ def replay(count: int | None = None, languages: Sequence[str] = ("zh", "en")) ->
     """The first `count` questions to mix into training; all of them by default.
 
     Languages and kinds (facts, sums, writing, small talk, requests, questions that name a "who"
-    or a "you" or begin like one about the assistant) take turns, so any beginning is a fair
-    sample. Chinese has two turns for one of English: where a small model knows little, it needs
-    more to tell what is about itself.
+    or a "you") take turns, so any beginning is a fair sample. Chinese has two turns for one of
+    English: where a small model knows little, it needs more to tell what is about itself.
     """
     return _balanced("replay", tuple(languages))[:count]
 

@@ -2,7 +2,9 @@
 
 import hashlib
 import math
+import os
 from collections.abc import Generator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -148,22 +150,32 @@ def _answered(
 ) -> Generator[Replaying, None, list[tuple[Sample, Sample]]]:
     if not questions:
         return []
-    kept = read_replay(file)
-    if kept is None:
+    if read_replay(file) is None:
         known = known_answers(questions, inputs, model, probes=probes)
-        kept = read_replay(known)
-        if kept is None:
+        if not _copied(known, file):
             yield from make_replay(
-                model, inputs.renderer, inputs.data, questions, known, probes=probes
+                model, inputs.renderer, inputs.data, questions, file, probes=probes
             )
-            kept = read_replay(known)
-        assert kept is not None
-        paths.write_atomic(file, known.read_bytes())
-        known.touch()
-        every = sorted(known.parent.glob("*.safetensors"), key=lambda one: one.stat().st_mtime)
-        for old in every[:-ANSWERS_KEPT]:
+            paths.write_atomic(known, file.read_bytes())
+        for old in sorted(known.parent.glob("*.safetensors"), key=_last_used)[:-ANSWERS_KEPT]:
             old.unlink(missing_ok=True)
+    kept = read_replay(file)
+    assert kept is not None
     return kept
+
+
+def _copied(known: Path, file: Path) -> bool:
+    """Whether `file` now holds the answers kept in `known`; another run may remove it meanwhile."""
+    with suppress(FileNotFoundError):
+        paths.write_atomic(file, known.read_bytes())
+        os.utime(known)
+    return read_replay(file) is not None
+
+
+def _last_used(file: Path) -> float:
+    with suppress(FileNotFoundError):
+        return file.stat().st_mtime
+    return 0.0
 
 
 def known_answers(
