@@ -164,14 +164,16 @@ def test_answers_that_other_runs_remove_meanwhile_are_not_missed(
 
     with ThreadPoolExecutor(1) as pool:
         removing = pool.submit(remove_all)
-        for run in range(3):
-            settings = TrainSettings(
-                model=str(folder), data=(rows_file(tmp_path),), out=tmp_path / f"run{run}",
-                device="cpu", dtype="float32", replay=2, probes=0, max_steps=1,
-            )  # fmt: skip
-            *_, last = train(settings)
-            assert isinstance(last, Finished)
-        over.set()
+        try:
+            for run in range(3):
+                settings = TrainSettings(
+                    model=str(folder), data=(rows_file(tmp_path),), out=tmp_path / f"run{run}",
+                    device="cpu", dtype="float32", replay=2, probes=0, max_steps=1,
+                )  # fmt: skip
+                *_, last = train(settings)
+                assert isinstance(last, Finished)
+        finally:
+            over.set()
         removing.result()
 
 
