@@ -150,26 +150,28 @@ def _answered(
 ) -> Generator[Replaying, None, list[tuple[Sample, Sample]]]:
     if not questions:
         return []
-    if read_replay(file) is None:
+    kept = read_replay(file)
+    if kept is None:
         known = known_answers(questions, inputs, model, probes=probes)
-        if not _copied(known, file):
+        kept = _copied(known, file)
+        if kept is None:
             yield from make_replay(
                 model, inputs.renderer, inputs.data, questions, file, probes=probes
             )
             paths.write_atomic(known, file.read_bytes())
+            kept = read_replay(file)
+            assert kept is not None
         for old in sorted(known.parent.glob("*.safetensors"), key=_last_used)[:-ANSWERS_KEPT]:
             old.unlink(missing_ok=True)
-    kept = read_replay(file)
-    assert kept is not None
     return kept
 
 
-def _copied(known: Path, file: Path) -> bool:
-    """Whether `file` now holds the answers kept in `known`; another run may remove it meanwhile."""
+def _copied(known: Path, file: Path) -> list[Replayed] | None:
+    """The answers kept in `known`, now in `file` too; None if there are none, or no longer."""
     with suppress(FileNotFoundError):
         paths.write_atomic(file, known.read_bytes())
         os.utime(known)
-    return read_replay(file) is not None
+    return read_replay(file)
 
 
 def _last_used(file: Path) -> float:
