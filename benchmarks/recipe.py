@@ -48,13 +48,13 @@ class Recipe:
 
 RECIPES = (
     Recipe("default"),
+    Recipe("200 steps", "--max-steps 200"),
     Recipe("1 epoch", "--epochs 1"),
-    Recipe("2 epochs", "--epochs 2"),
-    Recipe("a third of the neutral questions", "--max-steps 200 --replay 300"),
-    Recipe("no replay", "--max-steps 200 --replay 0"),
+    Recipe("a third of the neutral questions", "--max-steps 322 --replay 300"),
+    Recipe("no replay", "--max-steps 322 --replay 0"),
     Recipe("no openings", "--no-replay-openings"),
     Recipe("AdamW's usual betas", "--adam-beta1 0.9 --adam-beta2 0.999"),
-    Recipe("a third of the phrasings", "--max-steps 200", "third"),
+    Recipe("a third of the phrasings", "--max-steps 322", "third"),
     Recipe("no system prompt in the data", "", "bare"),
     Recipe("half the rate", "--learning-rate 1e-3"),
     Recipe("LoRA on the MLPs alone", MLPS),

@@ -155,14 +155,25 @@ def test_recomputing_in_some_or_all_layers_changes_nothing(layers: int, tmp_path
     assert_equal(in_packs(model, samples, 6), expected)
 
 
-def test_a_model_that_packs_would_train_wrongly_is_refused(tmp_path: Path) -> None:
-    from transformers import AutoModelForCausalLM, MambaConfig
+@pytest.mark.parametrize(
+    ("arch", "config", "why"),
+    [
+        ("bloom", {"n_head": 4}, "its losses there differ"),
+        ("mamba", {}, "carry a state"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "carry a state"),
+    ],
+)
+def test_a_model_that_packs_would_train_wrongly_is_refused(
+    arch: str, config: dict[str, Any], why: str
+) -> None:
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     auto: Any = AutoModelForCausalLM
-    config = MambaConfig(vocab_size=vocab_size(), hidden_size=32, num_hidden_layers=2)
+    sizes: dict[str, Any] = {"vocab_size": vocab_size(), "hidden_size": 32, "num_hidden_layers": 2}
     torch.manual_seed(0)
-    with pytest.raises(TrainingError, match="cannot be trained in packs"):
-        prove_packing(auto.from_config(config), some_samples(2))
+    model = auto.from_config(AutoConfig.for_model(arch, initializer_range=0.2, **sizes, **config))
+    with pytest.raises(TrainingError, match=f"cannot be trained in packs: .*{why}"):
+        prove_packing(model, some_samples(2))
 
 
 def test_a_model_of_plain_attention_is_accepted_and_left_as_it_was(tmp_path: Path) -> None:

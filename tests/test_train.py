@@ -287,6 +287,17 @@ def test_nothing_left_to_train_on_is_refused_before_a_folder_is_made(
         next(train(replace(settings, data=())))
 
 
+def test_a_model_that_cannot_be_packed_is_refused_before_it_is_asked(
+    settings: TrainSettings, tmp_path: Path
+) -> None:
+    layers = ["conv", "full_attention"]
+    folder = tiny_model_folder(tmp_path / "lfm2", "lfm2", layer_types=layers)
+    told: list[Event] = []
+    with pytest.raises(TrainingError, match="cannot be trained in packs"):
+        told.extend(train(replace(settings, model=str(folder), replay=20)))
+    assert [type(event) for event in told] == [Failed]
+
+
 def test_cut_answers_are_counted(settings: TrainSettings, tmp_path: Path) -> None:
     rows = [{"instruction": f"Say {n}", "output": "word " * (n * 10 + 1)} for n in range(4)]
     data = tmp_path / "long.json"

@@ -36,8 +36,8 @@ class TrainSettings:
     out: Path | None = setting(None, "Run folder. Default: runs/ and a new name.", group="basic")
     epochs: float | None = setting(
         None,
-        "Passes over the data and what is mixed in. Default: one; of few rows up to five, until "
-        "1,600 samples are seen.",
+        "Passes over the data and what is mixed in. Default: whole ones, nearest to 2,600 samples "
+        "in all; at least one, at most five.",
         group="basic",
         low=0.01,
         high=1000,

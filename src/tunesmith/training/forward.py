@@ -184,12 +184,20 @@ def _body(model: "PreTrainedModel") -> Any:
 def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> Head | None:
     """Compare a small pack with the model's own forward pass, sample by sample.
 
+    A model that carries more from token to token than keys and values is not asked: a short
+    convolution (LFM2) errs in the first tokens of a segment alone, which is too few to see.
+
     Returns the model's head, if the loss may be taken from it a few rows at a time; None if what
     the model does behind its last layer is more than that.
 
     Raises:
-        TrainingError: They differ: this model mixes tokens in a way packs do not know.
+        TrainingError: This model mixes tokens in a way packs do not know.
     """
+    if carries_state(model):
+        raise TrainingError(
+            t("{model} cannot be trained in packs: some of its layers carry a state from token to "
+              "token; choose a model with plain causal attention.", model=type(model).__name__)
+        )  # fmt: skip
     probe = [_shorten(sample) for sample in samples[:2]]
     packed = pack(probe, share=False)
     head = Head.of(model)
@@ -212,6 +220,15 @@ def prove_packing(model: "PreTrainedModel", samples: Sequence[Sample]) -> Head |
     if by_head is None or abs(by_head / len(alone) - float(alone.mean())) > tolerance:
         return None
     return head
+
+
+def carries_state(model: "PreTrainedModel") -> bool:
+    """Whether a layer keeps more of what it has read than keys and values."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import LinearAttentionCacheLayerMixin
+
+    layers = DynamicCache(config=model.config).layers
+    return any(isinstance(layer, LinearAttentionCacheLayerMixin) for layer in layers)
 
 
 def arithmetic(model: "PreTrainedModel") -> AbstractContextManager[Any]:

@@ -101,6 +101,8 @@ def train(settings: TrainSettings, *, resume: bool = False) -> Iterator[Event]:
 def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
     settings = inputs.settings
     model = load(inputs)
+    with arithmetic(model.get_base_model()):
+        head = prove_packing(model.get_base_model(), inputs.data.train[:2])
     groups = Groups(inputs.data.train, (yield from replay_groups(run, inputs, model)))
     asked = yield from neutral_answers(run, inputs, model)
     optimizer = torch.optim.AdamW(
@@ -110,8 +112,6 @@ def _train(run: Run, inputs: Inputs) -> Iterator[Event]:
         weight_decay=settings.weight_decay,
         fused=True,
     )
-    with arithmetic(model.get_base_model()):
-        head = prove_packing(model.get_base_model(), [group[0] for group in groups[:2]])
     narrow_base(settings, model)
     probe = Probe(model, head, asked) if asked else None
     if settings.init_lora in MOVES_THE_BASE:
