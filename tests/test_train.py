@@ -35,6 +35,7 @@ from tunesmith.training.events import (
     Step,
 )
 from tunesmith.training.order import Order
+from tunesmith.training.setup import default_epochs
 from tunesmith.training.train import rate_factor, train
 
 
@@ -129,6 +130,11 @@ def test_batches_walk_shuffled_epochs_without_gaps() -> None:
     drawn = [group[0].input_ids for step in range(1, 6) for group in order.batch(step)]
     assert sorted(drawn[:10]) == sorted(drawn[10:]) == [(number,) for number in range(10)]
     assert drawn[:10] != drawn[10:]
+
+
+@pytest.mark.parametrize(("groups", "epochs"), [(20, 5), (1285, 2), (1800, 1), (50_000, 1)])
+def test_few_samples_are_seen_more_often(groups: int, epochs: int) -> None:
+    assert default_epochs(groups) == epochs
 
 
 def test_each_step_has_its_share_of_what_is_mixed_in() -> None:

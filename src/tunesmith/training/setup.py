@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 DOSE = 3  # neutral questions for a training row, at most
-SEEN, MOST_EPOCHS = 2600, 5  # groups, about: whole epochs, so that none is seen more than others
+SEEN, MOST_EPOCHS = 2600, 5  # groups that a run learns from, unless told; passes over few
 ANSWERS_KEPT = 8  # times that the base was asked, of which the answers are kept between runs
 
 
@@ -234,7 +234,7 @@ def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress)
     settings, data = inputs.settings, inputs.data
     total = sum(map(values, model.parameters()))
     tuned = sum(weight.numel() for weight in trainable(model).values())
-    epochs = settings.epochs or min(max(1, round(SEEN / len(groups))), MOST_EPOCHS)
+    epochs = settings.epochs or default_epochs(len(groups))
     steps = settings.max_steps or math.ceil(epochs * len(groups) / settings.batch_size)
     return Planned(
         samples=len(groups),
@@ -255,6 +255,11 @@ def plan(inputs: Inputs, model: "PeftModel", groups: Groups, progress: Progress)
         recomputed_mlps=progress.recomputed_mlps,
         layers=len(layers_of(model)),
     )
+
+
+def default_epochs(groups: int) -> int:
+    """Whole ones, so that no group is seen more often than another."""
+    return min(max(1, round(SEEN / groups)), MOST_EPOCHS)
 
 
 def _require_same_data(run: Run, now: dict[str, object]) -> None:
