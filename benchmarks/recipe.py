@@ -1,7 +1,7 @@
 """What each part of the recipe adds: train with it and without it, then ask widely.
 
     python benchmarks/recipe.py WORK --model FOLDER [--seeds 1 2 3] [--only NAME …] [--jobs N]
-        [--questions N] [-- FLAGS]
+        [--questions N] [--unseen FILE] [-- FLAGS]
 
 The demo's identity. Every row of the table is one `tunesmith train`; flags for all of them come
 after `--`. Then its adapter is merged and asked, greedily, in float32, by transformers: the
@@ -100,6 +100,7 @@ class Task:
     model: str
     more: tuple[str, ...]
     questions: int
+    unseen: Path
     jobs: int
     gpus: int
 
@@ -178,7 +179,7 @@ def _asked(run: Path, task: Task) -> Iterator[str]:
                 answers[place] = tokenizer.decode(row[:end]), end is not None
         return [answers[place] for place in range(len(prompts))]
 
-    unseen = json.loads((Path(__file__).parent / "unseen.json").read_text("utf-8"))
+    unseen = json.loads(task.unseen.read_text("utf-8"))
     few = task.questions
     asked = (
         ([*identity.held_out(["zh"])[:few], *identity.held_out(["en"])[:few]],
@@ -211,6 +212,10 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="recipes by name")
     parser.add_argument("--jobs", type=int, default=1, help="trainings at once")
     parser.add_argument("--questions", type=int, default=108, help="of each kind, at most")
+    parser.add_argument(
+        "--unseen", type=Path, default=Path(__file__).parent / "unseen.json",
+        help="questions that nothing was written in sight of; unseen_names.json are others",
+    )  # fmt: skip
     options = parser.parse_args(arguments[: len(arguments) - len(more) - bool(more)])
     options.work.mkdir(parents=True, exist_ok=True)
     print("| recipe | seed | best step | KL, nats a token | name said | leaked | ended "
@@ -223,7 +228,7 @@ def main() -> None:
     tasks = [
         Task(
             place, recipe, seed, options.work, options.model, tuple(more), options.questions,
-            options.jobs, torch.cuda.device_count(),
+            options.unseen, options.jobs, torch.cuda.device_count(),
         )
         for place, (recipe, seed) in enumerate(cases)
     ]  # fmt: skip
