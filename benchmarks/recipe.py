@@ -217,6 +217,8 @@ def main() -> None:
         help="questions that nothing was written in sight of; unseen_names.json are others",
     )  # fmt: skip
     options = parser.parse_args(arguments[: len(arguments) - len(more) - bool(more)])
+    if not options.unseen.is_file():
+        parser.error(f"there is no {options.unseen}; name a file of questions, or none")
     options.work.mkdir(parents=True, exist_ok=True)
     print("| recipe | seed | best step | KL, nats a token | name said | leaked | ended "
           "| unseen: name said | leaked | ended |")  # fmt: skip
